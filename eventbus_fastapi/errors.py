@@ -1,0 +1,329 @@
+"""Every error of the bus, as one tree.
+
+Each class names its facts as attributes and carries what a remote program needs: a stable dotted
+`code`, an HTTP-like `status`, and `retry`, the verdict whether the same call may succeed later.
+The wire and HTTP both send `error.describe()`; nothing else about an error leaves the process.
+
+    EventBusError
+    ├── InvalidInput            what the caller gave cannot be used (400/422)
+    │   ├── InvalidTopic, InvalidPattern, InvalidPayload, InvalidEvent
+    │   ├── PayloadTooLarge, BatchTooLarge (413)
+    │   └── InvalidRequest      an HTTP request that does not fit its documentation
+    ├── ProtocolError           a WebSocket frame that does not fit the protocol
+    │   └── BadFrame, FrameTooLarge, BinaryFrame, UnknownFrameType, SubscriptionExists,
+    │       UnknownSubscription, TooManySubscriptions, NotSupported
+    ├── NotFound                no such event
+    ├── StoreError              the database did not do it
+    │   └── StoreUnavailable (retry), SchemaOutdated
+    ├── SubscriptionClosed      a subscription has ended
+    │   └── SlowConsumer        it did not keep up
+    ├── LogGap                  part of the log that was asked for is gone
+    ├── NotRunning              the bus or client is not started, or already stopped
+    ├── ClientError             what `EventBusClient` reports of its connection
+    │   └── ConnectionLost, ConnectionRefused, PublishBufferFull, RemoteError
+    └── SettingsError           a setting is unknown or has a value that cannot be used
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EventBusError(Exception):
+    """Base of all errors of the bus."""
+
+    code: str = "server.internal"
+    status: int = 500
+    retry: bool = False
+    retry_after: float | None = None
+    """Seconds after which a retry makes sense; None when there is no advice."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the error object of the wire: `code`, `status`, `message`, `retry` and, where known, `retry_after`."""
+        described: dict[str, Any] = {
+            "code": self.code,
+            "status": self.status,
+            "message": str(self),
+            "retry": self.retry,
+        }
+        if self.retry_after is not None:
+            described["retry_after"] = self.retry_after
+        return described
+
+
+# --- input ---------------------------------------------------------------------------------------
+
+
+class InvalidInput(EventBusError):
+    """What the caller gave cannot be used; nothing was changed."""
+
+    code = "input.invalid"
+    status = 422
+
+
+class InvalidTopic(InvalidInput):
+    """A topic that does not follow the grammar. See `eventbus_fastapi.topics`."""
+
+    code = "topic.invalid"
+
+    def __init__(self, topic: object, reason: str) -> None:
+        self.topic, self.reason = topic, reason
+        super().__init__(f"invalid topic {quote(topic)}: {reason}")
+
+
+class InvalidPattern(InvalidInput):
+    """A pattern that does not follow the grammar. See `eventbus_fastapi.topics`."""
+
+    code = "pattern.invalid"
+
+    def __init__(self, pattern: object, reason: str) -> None:
+        self.pattern, self.reason = pattern, reason
+        super().__init__(f"invalid pattern {quote(pattern)}: {reason}")
+
+
+class InvalidPayload(InvalidInput):
+    """A payload that cannot be stored and read back the same, or cannot be decoded as asked."""
+
+    code = "payload.invalid"
+
+
+class InvalidEvent(InvalidInput):
+    """Something of an event other than its topic and payload: key, metadata, message_id, ttl, delay."""
+
+    code = "event.invalid"
+
+
+class PayloadTooLarge(InvalidInput):
+    """The encoded payload exceeds `Settings.max_payload`."""
+
+    code = "payload.too_large"
+    status = 413
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(f"payload is {size:,} bytes, limit is {limit:,} (EVENTBUS_MAX_PAYLOAD)")
+
+
+class BatchTooLarge(InvalidInput):
+    """More events in one call than `Settings.max_batch`."""
+
+    code = "batch.too_large"
+    status = 413
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(f"batch has {size:,} events, limit is {limit:,} (EVENTBUS_MAX_BATCH)")
+
+
+class InvalidRequest(InvalidInput):
+    """An HTTP request that does not fit its documentation."""
+
+    code = "request.invalid"
+
+
+class BodyTooLarge(InvalidInput):
+    """An HTTP body beyond `Settings.max_body`."""
+
+    code = "request.too_large"
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the request body exceeds {limit:,} bytes (EVENTBUS_MAX_BODY)")
+
+
+# --- protocol ------------------------------------------------------------------------------------
+
+
+class ProtocolError(EventBusError):
+    """A WebSocket frame that does not fit the protocol; the frame changed nothing."""
+
+    code = "frame.bad"
+    status = 400
+
+
+class BadFrame(ProtocolError):
+    """Not JSON, not an object, or a field of the wrong type."""
+
+
+class UnknownFrameType(ProtocolError):
+    """The frame's `type` is not one of the protocol's."""
+
+    code = "frame.unknown_type"
+
+
+class FrameTooLarge(ProtocolError):
+    """The frame exceeds `Settings.max_frame` bytes."""
+
+    code = "frame.too_large"
+    status = 413
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(f"frame is {size:,} bytes, limit is {limit:,} (EVENTBUS_MAX_FRAME)")
+
+
+class BinaryFrame(ProtocolError):
+    """A binary frame where the protocol has only text frames."""
+
+    code = "frame.binary"
+    status = 415
+
+    def __init__(self) -> None:
+        super().__init__("got a binary frame, expected a text frame with JSON")
+
+
+class SubscriptionExists(ProtocolError):
+    """The connection already has a subscription of this id."""
+
+    code = "subscription.exists"
+    status = 409
+
+
+class UnknownSubscription(ProtocolError):
+    """The connection has no subscription of this id."""
+
+    code = "subscription.unknown"
+    status = 404
+
+
+class TooManySubscriptions(ProtocolError):
+    """The connection holds `Settings.max_subscriptions` subscriptions already."""
+
+    code = "subscription.too_many"
+    status = 429
+
+
+class NotSupported(ProtocolError):
+    """A feature of the protocol that this server does not offer."""
+
+    code = "feature.unsupported"
+    status = 501
+
+
+# --- log and store -------------------------------------------------------------------------------
+
+
+class NotFound(EventBusError):
+    """No event has this seq: it was never given, or retention or a TTL removed the event."""
+
+    code = "event.not_found"
+    status = 404
+
+
+class StoreError(EventBusError):
+    """The database did not do what was asked."""
+
+    code = "store.failed"
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached or refuses work now. Try again with the same `message_id`."""
+
+    code = "store.unavailable"
+    status = 503
+    retry = True
+    retry_after = 1.0
+
+
+class SchemaOutdated(StoreError):
+    """The tables are missing or of another version. Remedy: `eventbus migrate upgrade`."""
+
+    code = "store.schema"
+    status = 503
+
+
+class SubscriptionClosed(EventBusError):
+    """The subscription has ended and will deliver nothing more."""
+
+    code = "subscription.closed"
+    status = 410
+
+
+class SlowConsumer(SubscriptionClosed):
+    """The subscription did not keep up and its overflow policy ended it. Resume after its last seq."""
+
+    code = "subscriber.slow"
+    status = 408
+    retry = True
+
+
+class LogGap(EventBusError):
+    """Events `first_seq` to `last_seq` were asked for and will not be delivered.
+
+    `reason` is "retention" (they were removed) or "overflow" (the reader did not keep up and its policy
+    is `drop_oldest`). Reading on continues after the gap.
+    """
+
+    code = "log.gap"
+    status = 410
+
+    def __init__(self, first_seq: int, last_seq: int, reason: str) -> None:
+        self.first_seq, self.last_seq, self.reason = first_seq, last_seq, reason
+        super().__init__(f"events {first_seq} to {last_seq} are not available ({reason})")
+
+
+class NotRunning(EventBusError):
+    """The bus is not started, or already stopped. Remedy: `async with eventbus:` or mount its router."""
+
+    code = "server.not_running"
+    status = 503
+    retry = True
+
+
+# --- client --------------------------------------------------------------------------------------
+
+
+class ClientError(EventBusError):
+    """What `EventBusClient` reports of its connection."""
+
+    code = "client.failed"
+
+
+class ConnectionLost(ClientError):
+    """The server could not be reached within `ClientConfig.max_retries` attempts."""
+
+    code = "client.connection_lost"
+    retry = True
+
+
+class ConnectionRefused(ClientError):
+    """The server ended the connection with a code that says: do not come back."""
+
+    code = "client.refused"
+
+
+class PublishBufferFull(ClientError):
+    """`ClientConfig.max_pending` publishes wait for an answer already; nothing was taken."""
+
+    code = "client.buffer_full"
+    retry = True
+
+
+class RemoteError(ClientError):
+    """The server answered a request with an error.
+
+    `code`, `status` and `retry` are the server's.
+    """
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        self.code = str(described.get("code", "server.internal"))
+        self.status = int(described.get("status", 500))
+        self.retry = bool(described.get("retry", False))
+        self.retry_after = described.get("retry_after")
+        super().__init__(str(described.get("message", self.code)))
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+class SettingsError(EventBusError):
+    """A setting is unknown or has a value that cannot be used."""
+
+    code = "settings.invalid"
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """Show a foreign value in a message: escaped, one line, at most `limit` characters."""
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,145 @@
+"""The tables of a bus: one schema for every database.
+
+    head        one row: the last seq given, the oldest seq kept, the log's epoch. Its row lock orders the log.
+    event       the log. Append-only; `seq` is dense. Rows are never updated, only removed by retention or TTL.
+    outbox      events of committed or still open transactions that have no seq yet. Drained by the sequencer.
+    scheduled   events that wait for their time, then move to the outbox.
+    processed   the seqs that a reader without a group has acknowledged.
+
+Times are unix microseconds in BIGINT columns, always taken from the database's clock: the same value and the same
+arithmetic on every database. Payloads are bytes, so what comes out is what went in. Topics, keys and ids compare by
+their bytes everywhere (`utf8mb4_bin` on MySQL, whose default would equate `A` and `a`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+
+class BinaryUuid(TypeDecorator[UUID]):
+    """A UUID as its 16 bytes, where the database has no UUID type of its own."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.BINARY(16))
+        return dialect.type_descriptor(LargeBinary(16))
+
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else value.bytes
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> UUID | None:
+        return None if value is None else UUID(bytes=bytes(value))
+
+
+def _uuid() -> TypeEngine[UUID]:
+    return Uuid().with_variant(BinaryUuid(), "sqlite", "mysql", "mariadb")
+
+
+def _big_key() -> TypeEngine[int]:
+    """A 64-bit key; on SQLite it must be INTEGER to be the table's own rowid."""
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _payload() -> TypeEngine[bytes]:
+    """Bytes up to 16 MiB; MySQL's plain BLOB would end at 64 KiB."""
+    return LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
+def _event_columns() -> list[Column[Any]]:
+    return [
+        Column("message_id", _uuid(), nullable=False),
+        Column("topic", String(255), nullable=False),
+        Column("key", String(255)),
+        Column("payload", _payload(), nullable=False),
+        Column("content_type", String(127), nullable=False),
+        Column("metadata", Text),
+    ]
+
+
+class Tables:
+    """The tables under one prefix (and, on PostgreSQL, in one schema)."""
+
+    def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
+        self.prefix = prefix
+        self.schema = schema
+        self.metadata = MetaData(schema=schema)
+        self.version_table = f"{prefix}alembic_version"
+        options: dict[str, Any] = {
+            "mysql_engine": "InnoDB",
+            "mysql_charset": "utf8mb4",
+            "mysql_collate": "utf8mb4_bin",
+            "mariadb_engine": "InnoDB",
+            "mariadb_charset": "utf8mb4",
+            "mariadb_collate": "utf8mb4_bin",
+        }
+        self.head = Table(
+            f"{prefix}head",
+            self.metadata,
+            Column("id", Integer, primary_key=True, autoincrement=False),
+            Column("last_seq", BigInteger, nullable=False),
+            Column("first_seq", BigInteger, nullable=False),  # the oldest seq that retention has kept
+            Column("epoch", _uuid(), nullable=False),
+            **options,
+        )
+        self.event = Table(
+            f"{prefix}event",
+            self.metadata,
+            Column("seq", _big_key(), primary_key=True, autoincrement=False),
+            *_event_columns(),
+            Column("created_at", BigInteger, nullable=False),
+            Column("expires_at", BigInteger),
+            **options,
+        )
+        Index(f"{prefix}event_message_id", self.event.c.message_id, unique=True)
+        Index(
+            f"{prefix}event_expires_at",
+            self.event.c.expires_at,
+            postgresql_where=self.event.c.expires_at.is_not(None),
+            sqlite_where=self.event.c.expires_at.is_not(None),
+        )
+        self.outbox = Table(
+            f"{prefix}outbox",
+            self.metadata,
+            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            *_event_columns(),
+            Column("ttl", BigInteger),
+            Column("created_at", BigInteger, nullable=False),
+            **options,
+        )
+        self.scheduled = Table(
+            f"{prefix}scheduled",
+            self.metadata,
+            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            *_event_columns(),
+            Column("ttl", BigInteger),
+            Column("publish_at", BigInteger, nullable=False),
+            **options,
+        )
+        Index(f"{prefix}scheduled_publish_at", self.scheduled.c.publish_at, self.scheduled.c.id)
+        self.processed = Table(
+            f"{prefix}processed",
+            self.metadata,
+            Column("seq", _big_key(), primary_key=True, autoincrement=False),
+            Column("processed_at", BigInteger, nullable=False),
+            **options,
+        )
