@@ -11,7 +11,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │   └── InvalidRequest      an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
     │   └── BadFrame, FrameTooLarge, BinaryFrame, UnknownFrameType, SubscriptionExists,
-    │       UnknownSubscription, TooManySubscriptions, NotSupported
+    │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported
     ├── NotFound                no such event
     ├── StoreError              the database did not do it
     │   └── StoreUnavailable (retry), SchemaOutdated
@@ -192,6 +192,13 @@ class TooManySubscriptions(ProtocolError):
 
     code = "subscription.too_many"
     status = 429
+
+
+class AckMismatch(ProtocolError):
+    """The `message_id` of an ack is not that of the event at its seq; nothing was acknowledged."""
+
+    code = "ack.mismatch"
+    status = 409
 
 
 class NotSupported(ProtocolError):
