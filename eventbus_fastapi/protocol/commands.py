@@ -1,0 +1,343 @@
+"""What a client sends: the commands as values, and both ways between them and frames.
+
+A frame is decided here completely, before anything is done about it: whatever arrives becomes commands that are valid
+in themselves, or `Refused` with the error to answer. No other exception leaves this module, whatever the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, cast, get_args
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from eventbus_fastapi import codec
+from eventbus_fastapi.errors import (
+    BadFrame,
+    BatchTooLarge,
+    EventBusError,
+    FrameTooLarge,
+    InvalidPayload,
+    NotSupported,
+    UnknownFrameType,
+)
+from eventbus_fastapi.events import Draft
+from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol.events import Sub, draft_object, parse_draft
+from eventbus_fastapi.settings import Overflow, Settings
+from eventbus_fastapi.topics import check_pattern
+
+Start = Literal["now", "earliest"] | int | datetime
+"""Where reading starts; an integer is a seq, exclusive."""
+
+MAX_PATTERNS = 100
+"""Most patterns of one subscription."""
+MAX_ACKS = 10_000
+"""Most seqs in one ack."""
+MAX_SUB = 64
+"""Longest subscription id, characters."""
+FRAME_DEPTH = 6
+"""Nesting that frames add around a payload."""
+
+
+class Publish(NamedTuple):
+    drafts: Sequence[Draft]
+    id: int | None = None
+    is_batch: bool = False
+    is_live: bool = False
+    """True: not stored (`durable` is false)."""
+
+
+class Subscribe(NamedTuple):
+    patterns: tuple[str, ...]
+    sub: Sub | None = None
+    """None: the server chooses."""
+    start: Start = "now"
+    epoch: UUID | None = None
+    include_processed: bool = False
+    credit: int | None = None
+    """None: no limit."""
+    overflow: Overflow | None = None
+    """None: the server's own policy."""
+    buffer: int | None = None
+    """None: the server's own limit."""
+    id: int | None = None
+
+
+class Unsubscribe(NamedTuple):
+    sub: Sub
+    id: int | None = None
+
+
+class Acknowledge(NamedTuple):
+    """Mark events processed, each named by its seq; its message_id is compared where it is given."""
+
+    events: Sequence[tuple[int, UUID | None]]
+    id: int | None = None
+
+
+class AcknowledgeUpTo(NamedTuple):
+    """Mark processed what was sent to a subscription so far, up to a seq, inclusive."""
+
+    sub: Sub
+    up_to: int
+    id: int | None = None
+
+
+class Credit(NamedTuple):
+    sub: Sub
+    credit: int
+    id: int | None = None
+
+
+class Ping(NamedTuple):
+    id: int | None = None
+
+
+class Refused(NamedTuple):
+    """A frame that cannot be used, and the error to answer."""
+
+    error: EventBusError
+    id: int | None = None
+    sub: Sub | None = None
+
+
+Command = Publish | Subscribe | Unsubscribe | Acknowledge | AcknowledgeUpTo | Credit | Ping
+
+
+# --- reading, by the server ----------------------------------------------------------------------
+
+
+def parse_client_frame(text: str, limits: Settings, *, arrays: bool = True) -> list[Command | Refused]:
+    """Return the commands of a client's frame, in order. `arrays`: whether it may be an array of frames."""
+    try:
+        frame = _load(text, limits)
+        if arrays and type(frame) is list:
+            return [_parse_object(each, limits) for each in frame]
+        return [_parse_object(frame, limits)]
+    except EventBusError as exc:
+        return [Refused(exc)]
+
+
+def _load(text: str, limits: Settings) -> Any:
+    if len(text) > limits.max_frame or (not text.isascii() and len(text.encode()) > limits.max_frame):
+        raise FrameTooLarge(len(text.encode()), limits.max_frame)
+    try:
+        return codec.parse_json(text, max_depth=limits.max_depth + FRAME_DEPTH)
+    except InvalidPayload as exc:
+        raise BadFrame(f"the frame is not usable JSON: {exc}") from exc
+
+
+def _parse_object(frame: object, limits: Settings) -> Command | Refused:
+    frame_id: int | None = None
+    try:
+        if type(frame) is not dict:
+            raise BadFrame(f"expected an object with a 'type', got {fields.shown(frame)}")
+        frame_id = fields.integer(frame, "id", minimum=0)
+        kind = fields.required("type", fields.string(frame, "type"))
+        parse = _PARSERS.get(kind)
+        if parse is None:
+            raise UnknownFrameType(f"unknown frame type {fields.shown(kind)}; known are {', '.join(_PARSERS)}")
+        return parse(frame, frame_id, limits)
+    except EventBusError as exc:
+        return Refused(exc, frame_id, _sub_of(frame))
+
+
+def _parse_publish(frame: fields.Object, frame_id: int | None, limits: Settings) -> Publish:
+    event = fields.required("data", fields.mapping(frame, "data"))
+    draft = parse_draft(event, limits, fields.seconds(frame, "ttl"))
+    return Publish((draft,), frame_id, is_live=_is_live(event))
+
+
+def _parse_publish_batch(frame: fields.Object, frame_id: int | None, limits: Settings) -> Publish:
+    events = fields.required("messages", fields.array(frame, "messages"))
+    if len(events) > limits.max_batch:
+        raise BatchTooLarge(len(events), limits.max_batch)
+    ttl = fields.seconds(frame, "ttl")
+    drafts = [_parse_batched(event, place, limits, ttl) for place, event in enumerate(events)]
+    live = {_is_live(event) for event in events}
+    if len(live) > 1:
+        raise BadFrame("field 'durable': expected the same value in all events of a batch, got both")
+    return Publish(drafts, frame_id, is_batch=True, is_live=live == {True})
+
+
+def _parse_batched(event: object, place: int, limits: Settings, ttl: float | None) -> Draft:
+    try:
+        if type(event) is not dict:
+            raise BadFrame(f"expected an object, got {fields.shown(event)}")
+        _is_live(event)
+        return parse_draft(event, limits, ttl)
+    except EventBusError as exc:
+        exc.args = (f"messages[{place}]: {exc}",)
+        raise
+
+
+def _is_live(event: fields.Object) -> bool:
+    return fields.boolean(event, "durable") is False
+
+
+def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Settings) -> Subscribe:
+    if frame.get("group") is not None:
+        raise NotSupported("field 'group': this server has no groups")
+    return Subscribe(
+        _patterns(frame),
+        _sub(frame),
+        _start(frame),
+        fields.message_id(frame, "epoch"),
+        fields.boolean(frame, "include_processed") or False,
+        fields.integer(frame, "credit"),
+        cast("Overflow | None", fields.choice(frame, "overflow", get_args(Overflow))),
+        fields.integer(frame, "buffer", maximum=limits.buffer),
+        frame_id,
+    )
+
+
+def _patterns(frame: fields.Object) -> tuple[str, ...]:
+    one, several = fields.string(frame, "pattern"), fields.array(frame, "patterns")
+    if (one is None) == (several is None):
+        raise BadFrame("expected one of the fields 'pattern' and 'patterns', got " + ("none" if one is None else "both"))
+    if several is None:
+        return (check_pattern(one),)
+    if not 1 <= len(several) <= MAX_PATTERNS:
+        raise fields.wrong("patterns", f"a list of 1 to {MAX_PATTERNS} patterns", several)
+    for pattern in several:
+        if type(pattern) is not str:
+            raise fields.wrong("patterns", "strings", pattern)
+    return tuple(dict.fromkeys(check_pattern(pattern) for pattern in several))
+
+
+def _start(frame: fields.Object) -> Start:
+    named = [name for name in ("starting_seq", "after", "from") if frame.get(name) is not None]
+    if len(named) > 1:
+        raise BadFrame(f"expected at most one of 'starting_seq', 'after' and 'from', got {' and '.join(named)}")
+    if named == ["starting_seq"]:
+        inclusive = fields.required("starting_seq", fields.integer(frame, "starting_seq", 0, fields.MAX_SEQ))
+        return max(inclusive - 1, 0)
+    if named == ["after"]:
+        return fields.required("after", fields.integer(frame, "after", 0, fields.MAX_SEQ))
+    if named == ["from"]:
+        return _from(frame)
+    return "now"
+
+
+def _from(frame: fields.Object) -> Start:
+    value = frame["from"]
+    if value == "now" or value == "earliest":
+        return cast(Start, value)
+    if type(value) is int:
+        return fields.required("from", fields.integer(frame, "from", 0, fields.MAX_SEQ))
+    if type(value) is str:
+        return fields.time(value, "from")
+    raise fields.wrong("from", "'now', 'earliest', an integer ≥ 0 or an RFC 3339 time", value)
+
+
+def _parse_unsubscribe(frame: fields.Object, frame_id: int | None, limits: Settings) -> Unsubscribe:
+    return Unsubscribe(fields.required("sub", _sub(frame)), frame_id)
+
+
+def _parse_ack(frame: fields.Object, frame_id: int | None, limits: Settings) -> Acknowledge | AcknowledgeUpTo:
+    named = [name for name in ("seq", "seqs", "up_to") if frame.get(name) is not None]
+    if len(named) != 1:
+        raise BadFrame(f"expected one of 'seq', 'seqs' and 'up_to', got {' and '.join(named) or 'none'}")
+    if named == ["up_to"]:
+        up_to = fields.required("up_to", fields.integer(frame, "up_to", maximum=fields.MAX_SEQ))
+        return AcknowledgeUpTo(fields.required("sub", _sub(frame)), up_to, frame_id)
+    if named == ["seq"]:
+        seq = fields.required("seq", fields.integer(frame, "seq", maximum=fields.MAX_SEQ))
+        return Acknowledge(((seq, fields.message_id(frame)),), frame_id)
+    return Acknowledge([(seq, None) for seq in _seqs(frame)], frame_id)
+
+
+def _seqs(frame: fields.Object) -> list[int]:
+    seqs = fields.required("seqs", fields.array(frame, "seqs"))
+    if not 1 <= len(seqs) <= MAX_ACKS:
+        raise fields.wrong("seqs", f"a list of 1 to {MAX_ACKS:,} integers", seqs)
+    for seq in seqs:
+        if type(seq) is not int or not 1 <= seq <= fields.MAX_SEQ:
+            raise fields.wrong("seqs", "integers ≥ 1", seq)
+    return list(dict.fromkeys(seqs))
+
+
+def _parse_credit(frame: fields.Object, frame_id: int | None, limits: Settings) -> Credit:
+    credit = fields.required("credit", fields.integer(frame, "credit"))
+    return Credit(fields.required("sub", _sub(frame)), credit, frame_id)
+
+
+def _parse_ping(frame: fields.Object, frame_id: int | None, limits: Settings) -> Ping:
+    return Ping(frame_id)
+
+
+def _sub(frame: fields.Object) -> Sub | None:
+    value = frame.get("sub")
+    if value is None:
+        return None
+    if type(value) is str and 1 <= len(value) <= MAX_SUB:
+        return value
+    if type(value) is int and 0 <= value <= fields.MAX_ID:
+        return value
+    raise fields.wrong("sub", f"an integer ≥ 0 or a string of 1 to {MAX_SUB} characters", value)
+
+
+def _sub_of(frame: object) -> Sub | None:
+    """The subscription that a refused frame speaks of, as far as it can be told."""
+    try:
+        return _sub(frame) if isinstance(frame, dict) else None
+    except BadFrame:
+        return None
+
+
+_PARSERS: Mapping[str, Callable[[fields.Object, int | None, Settings], Command]] = {
+    "publish": _parse_publish,
+    "publish_batch": _parse_publish_batch,
+    "subscribe": _parse_subscribe,
+    "unsubscribe": _parse_unsubscribe,
+    "ack": _parse_ack,
+    "credit": _parse_credit,
+    "ping": _parse_ping,
+}
+
+
+# --- writing, by the client ----------------------------------------------------------------------
+
+
+def client_frame(command: Command) -> str:
+    """Return the JSON text of a command's frame."""
+    if isinstance(command, Publish):
+        return _publish_frame(command)
+    return to_json({name: value for name, value in _members(command).items() if value is not None}).decode()
+
+
+def _publish_frame(command: Publish) -> str:
+    events = ",".join(draft_object(draft, durable=not command.is_live) for draft in command.drafts)
+    frame_id = "" if command.id is None else f',"id":{command.id}'
+    if command.is_batch:
+        return f'{{"type":"publish_batch"{frame_id},"messages":[{events}]}}'
+    return f'{{"type":"publish"{frame_id},"data":{events}}}'
+
+
+def _members(command: Command) -> dict[str, Any]:
+    match command:
+        case Subscribe(patterns=patterns, start=start, include_processed=include_processed):
+            members = command._asdict()
+            del members["start"]
+            return {
+                "type": "subscribe",
+                **members,
+                "patterns": patterns,
+                "from": start,
+                "include_processed": include_processed or None,
+            }
+        case Unsubscribe(sub=sub):
+            return {"type": "unsubscribe", "sub": sub, "id": command.id}
+        case Acknowledge(events=[(seq, message_id)]):
+            return {"type": "ack", "seq": seq, "message_id": message_id, "id": command.id}
+        case Acknowledge(events=events):
+            return {"type": "ack", "seqs": [seq for seq, _ in events], "id": command.id}
+        case AcknowledgeUpTo(sub=sub, up_to=up_to):
+            return {"type": "ack", "sub": sub, "up_to": up_to, "id": command.id}
+        case Credit(sub=sub, credit=credit):
+            return {"type": "credit", "sub": sub, "credit": credit, "id": command.id}
+        case _:
+            return {"type": "ping", "id": command.id}
