@@ -6,15 +6,16 @@ stored. A `Message` is an event with its place in the log.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.errors import NotRunning
+from eventbus_fastapi.errors import InvalidEvent, NotRunning, PayloadTooLarge, quote
 from eventbus_fastapi.topics import check_topic
 
 T = TypeVar("T")
@@ -171,3 +172,131 @@ class Message:
 
 
 _UNDECODED: Any = object()
+_UNSET: Any = object()
+
+MAX_KEY = 255
+"""Longest key, bytes."""
+MAX_DURATION = 100 * 366 * 86_400
+"""Longest ttl or delay, seconds: about a century."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def make_draft(
+    event: Event | str,
+    payload: Any = _UNSET,
+    *,
+    key: str | None = None,
+    message_id: UUID | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    ttl: float | timedelta | None = None,
+    delay: float | timedelta | None = None,
+    publish_at: datetime | None = None,
+    content_type: str | None = None,
+    max_payload: int,
+    max_depth: int = 32,
+) -> Draft:
+    """Check and encode an event: the door that every event passes, whichever way it is published.
+
+    `event` is an `Event`, or a topic with any payload beside it (None is a payload: JSON's null). `codec` says how a
+    payload becomes bytes. `ttl` and `delay` are seconds or a timedelta; a delay of 0 is none.
+
+    Raises:
+        InvalidTopic: the topic does not follow the grammar.
+        InvalidPayload: the payload cannot be stored and read back the same.
+        PayloadTooLarge: the encoded payload exceeds `max_payload` bytes.
+        InvalidEvent: anything else of the event cannot be used.
+    """
+    if isinstance(event, str):
+        topic = check_topic(event)
+        if payload is _UNSET:
+            raise InvalidEvent(f"the event of topic {quote(topic)} has no payload: give a topic and a payload")
+    else:
+        topic = _topic_of(event)
+        if payload is not _UNSET:
+            raise InvalidEvent(f"{type(event).__name__} is the payload itself, got another one beside it")
+        payload = event
+    if isinstance(payload, str | bytes) and len(payload) > max_payload:
+        # Before any of it is looked at: checking what will be refused anyway would be work for nothing.
+        raise PayloadTooLarge(_size(payload), max_payload)
+    body, content_type = codec.encode(payload, content_type, max_depth=max_depth)
+    if len(body) > max_payload:
+        raise PayloadTooLarge(len(body), max_payload)
+    if delay is not None and publish_at is not None:
+        raise InvalidEvent("give delay or publish_at, not both")
+    return Draft(
+        codec.new_message_id() if message_id is None else codec.check_message_id(message_id),
+        topic,
+        None if key is None else _check_key(key),
+        body,
+        content_type,
+        None if metadata is None else codec.encode_metadata(metadata),
+        None if ttl is None else _check_ttl(ttl),
+        None if delay is None else _check_delay(delay),
+        None if publish_at is None else _check_publish_at(publish_at),
+    )
+
+
+def _topic_of(event: object) -> str:
+    if isinstance(event, type) and issubclass(event, Event):
+        raise InvalidEvent(f"expected an event, got the class {event.__name__} itself")
+    if not isinstance(event, Event):
+        raise InvalidEvent(f"expected an Event, or a topic and a payload, got {type(event).__name__}")
+    if not event.__topic__:
+        name = type(event).__name__
+        raise InvalidEvent(
+            f'{name} has no topic: declare it as class {name}(Event, topic="…"), or publish a topic with it as payload'
+        )
+    return event.__topic__
+
+
+def _size(payload: str | bytes) -> int:
+    return len(payload.encode("utf-8", "surrogatepass") if isinstance(payload, str) else payload)
+
+
+def _check_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidEvent(f"key must be str, got {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidEvent(f"key {quote(key)} has a lone surrogate") from None
+    if not 1 <= size <= MAX_KEY:
+        raise InvalidEvent(f"key must be 1 to {MAX_KEY} bytes, got {size}")
+    if _CONTROL.search(key):
+        raise InvalidEvent(f"key {quote(key)} has a control character")
+    return str.__str__(key)
+
+
+def _check_ttl(ttl: object) -> int:
+    microseconds = _microseconds("ttl", ttl)
+    if microseconds <= 0:
+        raise InvalidEvent(f"ttl must be more than 0 seconds, got {quote(ttl)}")
+    return microseconds
+
+
+def _check_delay(delay: object) -> int | None:
+    microseconds = _microseconds("delay", delay)
+    if microseconds < 0:
+        raise InvalidEvent(f"delay must be 0 seconds or more, got {quote(delay)}")
+    return microseconds or None
+
+
+def _microseconds(name: str, duration: object) -> int:
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    # bool is an int to Python, and `ttl=True` is a slip to us. The comparison is false for NaN, too.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidEvent(f"{name} must be seconds (a number) or a timedelta, got {quote(duration)}")
+    if not -MAX_DURATION <= seconds <= MAX_DURATION:
+        raise InvalidEvent(f"{name} must be at most {MAX_DURATION:,} seconds, got {quote(duration)}")
+    return round(seconds * 1_000_000) or (1 if seconds > 0 else 0)
+
+
+def _check_publish_at(publish_at: object) -> int:
+    if not isinstance(publish_at, datetime):
+        raise InvalidEvent(f"publish_at must be a datetime, got {quote(publish_at)}")
+    if publish_at.utcoffset() is None:
+        raise InvalidEvent(f"publish_at must have a time zone, got {quote(publish_at.isoformat())}")
+    return (publish_at - _EPOCH) // _MICROSECOND
