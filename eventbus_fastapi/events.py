@@ -172,7 +172,8 @@ class Message:
 
 
 _UNDECODED: Any = object()
-_UNSET: Any = object()
+UNSET: Any = object()
+"""No payload was given; None is one (the null of JSON)."""
 
 MAX_KEY = 255
 """Longest key, bytes."""
@@ -186,7 +187,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def make_draft(
     event: Event | str,
-    payload: Any = _UNSET,
+    payload: Any = UNSET,
     *,
     key: str | None = None,
     message_id: UUID | str | None = None,
@@ -211,11 +212,11 @@ def make_draft(
     """
     if isinstance(event, str):
         topic = check_topic(event)
-        if payload is _UNSET:
+        if payload is UNSET:
             raise InvalidEvent(f"the event of topic {quote(topic)} has no payload: give a topic and a payload")
     else:
         topic = _topic_of(event)
-        if payload is not _UNSET:
+        if payload is not UNSET:
             raise InvalidEvent(f"{type(event).__name__} is the payload itself, got another one beside it")
         payload = event
     if isinstance(payload, str | bytes) and len(payload) > max_payload:
