@@ -8,7 +8,8 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     ├── InvalidInput            what the caller gave cannot be used (400/422)
     │   ├── InvalidTopic, InvalidPattern, InvalidPayload, InvalidEvent
     │   ├── PayloadTooLarge, BatchTooLarge (413)
-    │   └── InvalidRequest      an HTTP request that does not fit its documentation
+    │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413)
+    │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
     │   └── BadFrame, FrameTooLarge, BinaryFrame, UnknownFrameType, SubscriptionExists,
     │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported
@@ -19,6 +20,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │   └── SlowConsumer        it did not keep up
     ├── LogGap                  part of the log that was asked for is gone
     ├── NotRunning              the bus or client is not started, or already stopped
+    ├── NotReady                the bus runs and cannot do its work now
     ├── ClientError             what `EventBusClient` reports of its connection
     │   └── ConnectionLost, ConnectionRefused, PublishBufferFull, RemoteError
     └── SettingsError           a setting is unknown or has a value that cannot be used
@@ -26,6 +28,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -119,6 +122,13 @@ class InvalidRequest(InvalidInput):
     """An HTTP request that does not fit its documentation."""
 
     code = "request.invalid"
+
+
+class UnsupportedMediaType(InvalidInput):
+    """An HTTP body in another format or encoding than the documented one."""
+
+    code = "request.media_type"
+    status = 415
 
 
 class BodyTooLarge(InvalidInput):
@@ -276,6 +286,22 @@ class NotRunning(EventBusError):
     code = "server.not_running"
     status = 503
     retry = True
+
+
+class NotReady(EventBusError):
+    """The bus cannot do its work now; `problems` says, one by one, why."""
+
+    code = "server.not_ready"
+    status = 503
+    retry = True
+    retry_after = 1.0
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(f"not ready: {'; '.join(self.problems)}")
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "problems": self.problems}
 
 
 # --- client --------------------------------------------------------------------------------------
