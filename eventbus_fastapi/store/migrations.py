@@ -1,0 +1,373 @@
+"""The revisions of our tables: says where a database stands, and moves it from one revision to another.
+
+The steps are Alembic revisions (`alembic/versions` in a checkout, `eventbus_fastapi/_alembic/versions` in an installed
+package). They run on the connection that the caller gives and in its transaction; nothing is committed here, except on
+MySQL, where every CREATE and DROP commits by itself. Our version table is `{prefix}alembic_version`, so a database may
+hold other Alembic histories beside ours.
+
+Alembic's global proxies (`alembic.op`, `alembic.context`) and its env.py are never used here: several migrations may
+run in one process at once, also from inside a migration of the user's own. Nothing is printed, no logging is set up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Column, Connection, MetaData, String, Table, func, inspect, make_url, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.schema import CreateSchema, DropTable
+
+from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, StoreUnavailable, quote
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.engines import BEGIN, create_engine
+from eventbus_fastapi.store.schema import Tables
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MYSQL = ("mysql", "mariadb")
+MYSQL_LOCK_TIMEOUT = 60
+"""Seconds to wait on MySQL while another process migrates the same tables."""
+
+
+# --- where a database stands ---------------------------------------------------------------------
+
+
+def current(connection: Connection, tables: Tables) -> str | None:
+    """Return the revision of our tables in the database; None when it has none."""
+    _check_schema_setting(connection.dialect.name, tables)
+    if not inspect(connection).has_table(tables.version_table, tables.schema):
+        return None
+    found = connection.scalars(select(_version_table(tables).c.version_num)).all()
+    return ", ".join(sorted(found)) or None
+
+
+def head_revision() -> str:
+    """Return the revision that this version of the package works with."""
+    return revisions()[-1]
+
+
+@lru_cache(maxsize=1)
+def revisions() -> tuple[str, ...]:
+    """Return every revision that this version of the package knows, oldest first."""
+    return tuple(reversed([script.revision for script in _scripts().walk_revisions()]))
+
+
+def check(connection: Connection, tables: Tables) -> None:
+    """Make sure that the database has the tables that this version of the package works with.
+
+    Raises:
+        SchemaOutdated: it has none, older or newer ones; the message names the command to run.
+    """
+    found, needed = current(connection, tables), head_revision()
+    if found is None:
+        raise SchemaOutdated(
+            f"the database has no tables of the bus ({_qualified(tables)} is missing or empty), "
+            f"revision {needed} is needed; run `eventbus migrate upgrade` with {_environment(tables)}"
+        )
+    _refuse_newer(found, tables)
+    if found != needed:
+        raise SchemaOutdated(
+            f"the tables of the bus are at revision {found}, revision {needed} is needed; "
+            f"run `eventbus migrate upgrade` with {_environment(tables)}"
+        )
+
+
+def table_names(tables: Tables) -> frozenset[str]:
+    """Return the names of all our tables, the version table included: what another autogenerate must leave alone."""
+    return frozenset({table.name for table in tables.metadata.tables.values()} | {tables.version_table})
+
+
+# --- moving it -----------------------------------------------------------------------------------
+
+
+def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> None:
+    """Bring the tables up to `revision`; do nothing when they are there or beyond.
+
+    `revision` is one of `revisions()`, "head", or relative ("+1"). Safe to call from several processes at once: one
+    does the work, the others wait until its transaction ends. A schema that is missing is created. On SQLite a
+    transaction that is open already must have begun with BEGIN IMMEDIATE. On MySQL the transaction so far is committed.
+
+    Raises:
+        SchemaOutdated: the tables are newer than this version of the package.
+        StoreError: there is no such revision.
+        SettingsError: `tables` names a schema and the database is not PostgreSQL.
+    """
+    with alone(connection, tables):
+        start = current(connection, tables)
+        end = _resolve(revision, start, tables)
+        if _place(end) > _place(start):
+            _migrate(connection, tables, start, end)
+
+
+def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
+    """Take the tables back to `revision`; do nothing when they are there or below.
+
+    `revision` is one of `revisions()`, "base", or relative ("-1"). "base" removes all our tables with every event in
+    them, and the version table; a schema stays, even one that `upgrade` created. Locks, transactions and errors are
+    those of `upgrade`.
+    """
+    with alone(connection, tables):
+        start = current(connection, tables)
+        end = _resolve(revision, start, tables)
+        if _place(end) < _place(start):
+            _migrate(connection, tables, start, end)
+
+
+def move(context: MigrationContext, tables: Tables, start: str, end: str) -> None:
+    """Run the steps between two of our revisions as a part of a migration in another Alembic history.
+
+    `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`, offline
+    (`--sql`) the steps are written where the other history is written.
+    """
+    _check_schema_setting(context.dialect.name, tables)
+    first, last = _resolve(start, None, tables), _resolve(end, None, tables)
+    if context.as_sql:
+        _write_sql(context, tables, first, last)
+        return
+    assert context.connection is not None
+    go = upgrade if _place(last) > _place(first) else downgrade
+    go(context.connection, tables, end)
+
+
+def sql(database: str | URL, tables: Tables, start: str = "base", end: str = "head") -> str:
+    """Return the SQL text that moves a database from one revision to another; nothing is connected to.
+
+    `database` is a URL, of which only the kind of database matters, or the name of one: "postgresql".
+    """
+    url = make_url(database if isinstance(database, URL) or "://" in database else f"{database}://")
+    text = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name=url.get_backend_name(),
+        opts={
+            "as_sql": True,
+            "output_buffer": text,
+            "transactional_ddl": url.get_backend_name() in ("postgresql", "sqlite"),
+        },
+    )
+    with context.begin_transaction():
+        move(context, tables, start, end)
+    return text.getvalue()
+
+
+async def run(
+    database: Settings | AsyncEngine,
+    tables: Tables,
+    work: Callable[Concatenate[Connection, Tables, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run one of the functions above in a transaction of its own, as in `run(settings, tables, upgrade)`.
+
+    An engine made from settings is disposed again.
+    """
+    engine = database if isinstance(database, AsyncEngine) else create_engine(database)
+    try:
+        async with engine.connect() as connection:
+            await connection.execution_options(**{BEGIN: "IMMEDIATE"})
+            async with connection.begin():
+                return await connection.run_sync(work, tables, *args, **kwargs)
+    finally:
+        if engine is not database:
+            await engine.dispose()
+
+
+# --- for env.py ----------------------------------------------------------------------------------
+
+
+def run_steps(context: MigrationContext, tables: Tables) -> None:
+    """Run the steps that `context` was made for; the version table comes before the first and goes after the last."""
+    changes = not context.opts.get("dont_mutate", False)
+    if tables.schema and changes and not context.get_current_heads():
+        _create_schema(context, tables.schema)
+    if changes and not context.as_sql and context.dialect.name in MYSQL:
+        # Alembic would name the primary key, which MariaDB answers with a warning.
+        _version_table(tables).create(context.connection, checkfirst=True)
+    context.run_migrations(op=Operations(context), prefix=tables.prefix, schema=tables.schema)
+    if changes and not context.as_sql and not context.get_current_heads():
+        _drop_version_table(context, tables)
+
+
+def context_options(tables: Tables) -> dict[str, Any]:
+    """Return what an Alembic context must know of our history, for `context.configure(**…)`."""
+    return {"version_table": tables.version_table, "version_table_schema": tables.schema}
+
+
+@contextmanager
+def alone(connection: Connection, tables: Tables) -> Iterator[None]:
+    """Keep other migrations of the same tables waiting until the connection's transaction ends."""
+    dialect = connection.dialect.name
+    if dialect == "sqlite":
+        _begin_immediate(connection)
+        yield
+    elif dialect == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_lock_number(tables.schema, tables.prefix))))
+        yield
+    else:
+        # MySQL commits at every CREATE and DROP, so only a lock of the session spans the work. It is given back after
+        # a commit: who comes next must see the version. And it starts with one: a snapshot taken earlier would not.
+        name = f"eventbus:{_lock_number(connection.scalar(select(func.database())), tables.prefix)}"
+        if not connection.scalar(select(func.get_lock(name, MYSQL_LOCK_TIMEOUT))):
+            raise StoreUnavailable(
+                f"another migration of {_qualified(tables)} has run for {MYSQL_LOCK_TIMEOUT} s"
+            )
+        try:
+            connection.exec_driver_sql("COMMIT")
+            yield
+            connection.exec_driver_sql("COMMIT")
+        finally:
+            connection.execute(select(func.release_lock(name)))
+
+
+# --- how -----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _scripts() -> ScriptDirectory:
+    package = Path(__file__).resolve().parent.parent
+    for directory in (package / "_alembic", package.parent / "alembic"):
+        if (directory / "versions").is_dir():
+            return ScriptDirectory(str(directory))
+    raise StoreError(
+        f"the migrations are missing: neither {package / '_alembic'} nor a checkout's alembic/ exists"
+    )
+
+
+def _resolve(revision: str, start: str | None, tables: Tables) -> str | None:
+    """Return the revision that is meant, seen from `start`; None is base."""
+    if start is not None:
+        _refuse_newer(start, tables)
+    known = (None, *revisions())
+    if revision == "head":
+        return known[-1]
+    if revision == "base":
+        return None
+    if re.fullmatch(r"[+-]\d+", revision) and 0 <= known.index(start) + int(revision) < len(known):
+        return known[known.index(start) + int(revision)]
+    if revision not in known:
+        raise StoreError(
+            f"there is no revision {quote(revision)}, expected base, {', '.join(revisions())} or head"
+        )
+    return revision
+
+
+def _place(revision: str | None) -> int:
+    return 0 if revision is None else revisions().index(revision) + 1
+
+
+def _migrate(connection: Connection, tables: Tables, start: str | None, end: str | None) -> None:
+    context = MigrationContext.configure(connection, opts=_steps(tables, start, end))
+    run_steps(context, tables)
+    logger.info(
+        "moved the tables of the bus (%s) from %s to %s", _qualified(tables), start or "base", end or "base"
+    )
+
+
+def _write_sql(outer: MigrationContext, tables: Tables, start: str | None, end: str | None) -> None:
+    context = MigrationContext.configure(
+        dialect=outer.dialect,
+        opts={
+            **_steps(tables, start, end),
+            "as_sql": True,
+            "output_buffer": outer.output_buffer,
+            "starting_rev": start or "base",
+        },
+    )
+    run_steps(context, tables)
+    if end is None:
+        _drop_version_table(context, tables)
+
+
+def _steps(tables: Tables, start: str | None, end: str | None) -> dict[str, Any]:
+    scripts = _scripts()
+
+    def steps(heads: Any, context: MigrationContext) -> Any:
+        if _place(end) > _place(start):
+            return scripts._upgrade_revs(end or "base", start or "base")
+        return scripts._downgrade_revs(end or "base", start)
+
+    return {**context_options(tables), "script": scripts, "fn": steps}
+
+
+def _create_schema(context: MigrationContext, schema: str) -> None:
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create one even where it exists, so look first.
+    if context.as_sql or not inspect(context.connection).has_schema(schema):
+        context.execute(CreateSchema(schema, if_not_exists=True))
+
+
+def _drop_version_table(context: MigrationContext, tables: Tables) -> None:
+    context.execute(DropTable(_version_table(tables), if_exists=True))
+
+
+def _version_table(tables: Tables) -> Table:
+    return Table(
+        tables.version_table,
+        MetaData(schema=tables.schema),
+        Column("version_num", String(32), primary_key=True),
+    )
+
+
+def _begin_immediate(connection: Connection) -> None:
+    if not connection.in_transaction():
+        mode = connection.get_execution_options().get(BEGIN, "DEFERRED")
+        connection.execution_options(**{BEGIN: "IMMEDIATE"})
+        connection.begin()
+        connection.execution_options(**{BEGIN: mode})
+    # An engine without our listener leaves BEGIN to the driver, which would put it off until the first INSERT.
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _lock_number(*names: str | None) -> int:
+    digest = hashlib.sha256(repr(("eventbus", *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _check_schema_setting(dialect: str, tables: Tables) -> None:
+    if tables.schema is not None and dialect != "postgresql":
+        raise SettingsError(
+            f"setting db_schema (EVENTBUS_DB_SCHEMA) is for PostgreSQL only, the database is {dialect}"
+        )
+
+
+def _refuse_newer(found: str, tables: Tables) -> None:
+    if found in revisions():
+        return
+    try:
+        package = f"eventbus-fastapi {version('eventbus-fastapi')}"
+    except PackageNotFoundError:
+        package = "this eventbus-fastapi"
+    raise SchemaOutdated(
+        f"the tables of the bus ({_qualified(tables)}) are at revision {found}, which {package} does not know: it needs "
+        f"{head_revision()}. Install the newer eventbus-fastapi that made them, or with that one run "
+        f"`eventbus migrate downgrade {head_revision()}` with {_environment(tables)}"
+    )
+
+
+def _qualified(tables: Tables) -> str:
+    return tables.version_table if tables.schema is None else f"{tables.schema}.{tables.version_table}"
+
+
+def _environment(tables: Tables) -> str:
+    """Say which settings the command needs to find the same tables."""
+    settings = ["EVENTBUS_DATABASE_URL set to the database"]
+    if tables.prefix != Settings.model_fields["table_prefix"].default:
+        settings.append(f"EVENTBUS_TABLE_PREFIX={tables.prefix}")
+    if tables.schema is not None:
+        settings.append(f"EVENTBUS_DB_SCHEMA={tables.schema}")
+    return ", ".join(settings)
