@@ -12,7 +12,8 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
     │   └── BadFrame, FrameTooLarge, BinaryFrame, UnknownFrameType, SubscriptionExists,
-    │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported
+    │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported,
+    │       UnknownSubprotocol, LostHeartbeat
     ├── NotFound                no such event
     ├── StoreError              the database did not do it
     │   └── StoreUnavailable (retry), SchemaOutdated
@@ -216,6 +217,20 @@ class NotSupported(ProtocolError):
 
     code = "feature.unsupported"
     status = 501
+
+
+class UnknownSubprotocol(ProtocolError):
+    """The client offered subprotocols, and none that this server speaks."""
+
+    code = "subprotocol.unknown"
+
+
+class LostHeartbeat(ProtocolError):
+    """A client that sends `ping` has been silent for too long."""
+
+    code = "heartbeat.lost"
+    status = 408
+    retry = True
 
 
 # --- log and store -------------------------------------------------------------------------------

@@ -139,7 +139,9 @@ def _parse_object(frame: object, limits: Settings) -> Command | Refused:
         kind = fields.required("type", fields.string(frame, "type"))
         parse = _PARSERS.get(kind)
         if parse is None:
-            raise UnknownFrameType(f"unknown frame type {fields.shown(kind)}; known are {', '.join(_PARSERS)}")
+            raise UnknownFrameType(
+                f"unknown frame type {fields.shown(kind)}; known are {', '.join(_PARSERS)}"
+            )
         return parse(frame, frame_id, limits)
     except EventBusError as exc:
         return Refused(exc, frame_id, _sub_of(frame))
@@ -197,7 +199,9 @@ def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Setting
 def _patterns(frame: fields.Object) -> tuple[str, ...]:
     one, several = fields.string(frame, "pattern"), fields.array(frame, "patterns")
     if (one is None) == (several is None):
-        raise BadFrame("expected one of the fields 'pattern' and 'patterns', got " + ("none" if one is None else "both"))
+        raise BadFrame(
+            "expected one of the fields 'pattern' and 'patterns', got " + ("none" if one is None else "both")
+        )
     if several is None:
         return (check_pattern(one),)
     if not 1 <= len(several) <= MAX_PATTERNS:
@@ -211,7 +215,9 @@ def _patterns(frame: fields.Object) -> tuple[str, ...]:
 def _start(frame: fields.Object) -> Start:
     named = [name for name in ("starting_seq", "after", "from") if frame.get(name) is not None]
     if len(named) > 1:
-        raise BadFrame(f"expected at most one of 'starting_seq', 'after' and 'from', got {' and '.join(named)}")
+        raise BadFrame(
+            f"expected at most one of 'starting_seq', 'after' and 'from', got {' and '.join(named)}"
+        )
     if named == ["starting_seq"]:
         inclusive = fields.required("starting_seq", fields.integer(frame, "starting_seq", 0, fields.MAX_SEQ))
         return max(inclusive - 1, 0)
