@@ -1,0 +1,1 @@
+"""The tests. A test is a sentence: given, when, then."""

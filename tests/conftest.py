@@ -1,0 +1,68 @@
+"""Fixtures for all tests: a fresh database of each kind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+from tests.databases import KINDS, DatabaseFactory, kind_of, open_factory
+
+settings.register_profile("default", deadline=None)  # a loaded machine is slow, not wrong
+settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """Forget the settings of whoever runs the tests: a test says itself what differs from the defaults."""
+    for name in [name for name in os.environ if name.startswith("EVENTBUS_")]:
+        if not name.startswith("EVENTBUS_TEST_"):
+            del os.environ[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what takes `database_url` on every kind of database, or on those that its marker `databases` names."""
+    if "database_url" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("databases")
+    metafunc.parametrize("database_url", marker.args if marker else KINDS, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def database_factory(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], DatabaseFactory]]:
+    """The factory for one of KINDS. Its server is found or started when first asked for, and ends with the run."""
+    factories: dict[str, DatabaseFactory] = {}
+    with contextlib.ExitStack() as stack:
+
+        def factory(kind: str) -> DatabaseFactory:
+            if kind not in factories:
+                opening = open_factory(kind, tmp_path_factory.mktemp(kind))
+                factories[kind] = stack.enter_context(opening)
+            return factories[kind]
+
+        yield factory
+
+
+@pytest.fixture
+def new_database(database_factory: Callable[[str], DatabaseFactory]) -> Iterator[Callable[[str], str]]:
+    """Make an empty database of one of KINDS and return its async URL. For tests that need several."""
+    urls: list[str] = []
+
+    def make(kind: str) -> str:
+        urls.append(database_factory(kind).create())
+        return urls[-1]
+
+    yield make
+    for url in urls:
+        database_factory(kind_of(url)).drop(url)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+    """The async URL of an empty database of this test's own, on each of KINDS in turn."""
+    kind: str = request.param
+    return new_database(kind)
