@@ -1,1 +1,36 @@
-"""eventbus-fastapi."""
+"""eventbus-fastapi: a durable, ordered, transactional event bus inside a FastAPI app and its database.
+
+The way of an event:
+
+    publish ─▶ outbox ─▶ sequence ─▶ log ─▶ dispatch ─▶ subscription ─▶ WebSocket, HTTP, or a loop in this process
+    (caller's            (one short         (one read per node,
+     transaction)         transaction)       shared in memory)
+
+- `events`, `topics`, `codec`, `settings`, `errors`, `backoff` are values and rules; they do no I/O.
+- `store` holds the only SQL: an ordered log, the outbox that feeds it, and the head row whose lock orders it.
+- `pipeline` holds the stages, which meet only in the store; `pipeline.node` puts one process together.
+- `protocol` is the wire without sockets; `server` and `client` bring the sockets.
+- `bus.EventBus` is what an app uses; `app` is the bus alone, `cli` its commands.
+
+What a user may rely on: an event given to `publish_txn` exists if and only if the transaction commits. Every committed
+event has one integer `seq`, dense and final; whoever has seen seq n is never shown a new event ≤ n later. A reader that
+resumes after n sees every later match once, in order, or is told what is gone.
+"""
+
+from eventbus_fastapi.bus import EventBus
+from eventbus_fastapi.client import ClientConfig, EventBusClient
+from eventbus_fastapi.errors import EventBusError
+from eventbus_fastapi.events import Draft, Event, Message, Receipt
+from eventbus_fastapi.settings import Settings
+
+__all__ = [
+    "ClientConfig",
+    "Draft",
+    "Event",
+    "EventBus",
+    "EventBusClient",
+    "EventBusError",
+    "Message",
+    "Receipt",
+    "Settings",
+]

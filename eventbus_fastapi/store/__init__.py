@@ -1,0 +1,53 @@
+"""The only SQL of the bus: one schema, one set of statements, one store per database.
+
+`open_store` picks the store by the engine's dialect. Nothing outside this package knows a table.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventbus_fastapi.errors import SettingsError
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.base import Ack, Head, Peek, Scan, Store, StoredEvent
+from eventbus_fastapi.store.engines import create_engine
+from eventbus_fastapi.store.outbox import AsyncTransaction, Outbox, SyncTransaction
+from eventbus_fastapi.store.postgresql import PostgreSQLStore
+from eventbus_fastapi.store.sqlite import SQLiteStore
+
+__all__ = [
+    "Ack",
+    "AsyncTransaction",
+    "Head",
+    "Outbox",
+    "Peek",
+    "Scan",
+    "Store",
+    "StoredEvent",
+    "SyncTransaction",
+    "create_engine",
+    "open_store",
+]
+
+DIALECTS: dict[str, type[Store]] = {
+    "sqlite": SQLiteStore,
+    "postgresql": PostgreSQLStore,
+    "mysql": Store,
+    "mariadb": Store,
+}
+
+
+def open_store(settings: Settings, engine: AsyncEngine | None = None) -> Store:
+    """Return the store for `engine`, or for an engine of its own made from `settings.database_url`.
+
+    Raises:
+        SettingsError: there is no store for this database, or its URL cannot be used.
+    """
+    owns_engine = engine is None
+    engine = engine or create_engine(settings)
+    kind = DIALECTS.get(engine.dialect.name)
+    if kind is None:
+        raise SettingsError(
+            f"no store for {engine.dialect.name}; expected sqlite, postgresql, mysql or mariadb"
+        )
+    return kind(engine, settings, owns_engine=owns_engine)

@@ -1,0 +1,298 @@
+"""`EventBus`: the bus as an application uses it.
+
+It turns what users write (typed events, topics with payloads, keyword options) into drafts and hands them on; what runs
+is its `Node`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Self
+from uuid import UUID
+
+from fastapi import APIRouter
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventbus_fastapi.errors import InvalidEvent, quote
+from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
+from eventbus_fastapi.pipeline.channel import Gap
+from eventbus_fastapi.pipeline.node import Node, Start
+from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.server.router import build_router
+from eventbus_fastapi.settings import Overflow, Settings
+from eventbus_fastapi.store import AsyncTransaction, Head, Outbox, StoredEvent, SyncTransaction
+
+
+class EventBus:
+    """A durable event bus on one database.
+
+        eventbus = EventBus("sqlite+aiosqlite:///eventbus.db")
+        app.include_router(eventbus.router())          # inside an app: starts and stops with it
+        async with eventbus: ...                       # outside of one
+
+    Args:
+        database: an SQLAlchemy URL with an async driver, an `AsyncEngine` to share (it is never disposed here), or
+            `Settings`. None: the settings' `database_url`, which defaults to the file eventbus.db.
+        settings: everything else; defaults to the environment (`EVENTBUS_*`).
+        overrides: single settings by name, such as `poll_interval=0.05`.
+
+    Raises:
+        SettingsError: a setting or the URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | AsyncEngine | Settings | None = None,
+        *,
+        settings: Settings | None = None,
+        **overrides: Any,
+    ) -> None:
+        engine = database if isinstance(database, AsyncEngine) else None
+        if isinstance(database, Settings):
+            settings = database
+        elif isinstance(database, URL):
+            overrides["database_url"] = database.render_as_string(hide_password=False)
+        elif isinstance(database, str):
+            overrides["database_url"] = database
+        if settings is None:
+            settings = Settings(**overrides)
+        elif overrides:
+            settings = settings.replace(**overrides)
+        self.settings = settings
+        self.node = Node(settings, engine)
+        self._outbox = Outbox(self.node.store.sql, lambda: self.node.sequencer.expect())
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of the bus, prepared for its database; sessions of yours may use it."""
+        return self.node.store.engine
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Connect and start. Starting twice is once.
+
+        Raises:
+            SchemaOutdated: the tables are missing or of another version; the message names the command to run.
+            StoreUnavailable: the database cannot be reached.
+        """
+        await self.node.start()
+
+    async def stop(self) -> None:
+        """Store what was taken, end subscriptions, disconnect. Stopping twice is once."""
+        await self.node.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    def router(self) -> APIRouter:
+        """Return the routes of the bus (`/ws`, `/publish`, `/events`, `/healthz`, `/readyz`) for `app.include_router`.
+
+        Start and stop come along in the router's lifespan.
+        """
+
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[None]:
+            async with self:
+                yield
+
+        return build_router(self.node, lifespan=lifespan)
+
+    # --- publishing ---
+
+    def draft(
+        self,
+        event: Event | str,
+        payload: Any = UNSET,
+        *,
+        key: str | None = None,
+        message_id: UUID | str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        ttl: float | timedelta | None = None,
+        delay: float | timedelta | None = None,
+        publish_at: datetime | None = None,
+        content_type: str | None = None,
+    ) -> Draft:
+        """Check and encode an event without publishing it, for `publish_many`.
+
+        Args:
+            event: an `Event`, or a topic with any payload beside it.
+            payload: str is text, bytes are bytes, anything else becomes JSON.
+            key: orders and groups events of one thing; at most 255 bytes.
+            message_id: a UUID that makes publishing idempotent; a UUIDv7 where absent.
+            metadata: JSON object of at most 16 KiB; `timestamp` and `content_type` are reserved.
+            ttl: seconds from the event's entry into the log until it is no longer delivered.
+            delay: seconds until it enters the log, by the database's clock.
+            publish_at: when it enters the log; aware datetime. Not together with `delay`.
+            content_type: overrides text/plain, application/octet-stream or application/json.
+
+        Raises:
+            InvalidInput: one of InvalidTopic, InvalidPayload, PayloadTooLarge, InvalidEvent.
+        """
+        return make_draft(
+            event,
+            payload,
+            key=key,
+            message_id=message_id,
+            metadata=metadata,
+            ttl=ttl,
+            delay=delay,
+            publish_at=publish_at,
+            content_type=content_type,
+            max_payload=self.settings.max_payload,
+            max_depth=self.settings.max_depth,
+        )
+
+    async def publish(
+        self, event: Event | str, payload: Any = UNSET, *, durable: bool = True, **options: Any
+    ) -> Receipt:
+        """Publish an event; when this returns it is committed and has its seq.
+
+        Concurrent calls share a commit and each learns its own result. Options are those of `draft`.
+        `durable=False` stores nothing: the event reaches the subscriptions that are live on this node now, and nobody
+        else ever; the receipt has no seq.
+
+        Raises:
+            InvalidInput: see `draft`; nothing was published.
+            StoreUnavailable: it is not known whether the event was stored; publish it again with the same
+                `message_id`.
+            NotRunning: the bus is not started.
+        """
+        draft = self.draft(event, payload, **options)
+        if durable:
+            return (await self.node.submit((draft,)))[0]
+        if draft.is_scheduled:
+            raise InvalidEvent("an event with durable=False cannot wait: delay and publish_at need storage")
+        return self.node.publish_live(draft)
+
+    async def publish_many(self, events: Iterable[Event | Draft | tuple[str, Any]], **options: Any) -> list[Receipt]:
+        """Publish events in one commit, all or none, in their order; return their receipts.
+
+        Each is an `Event`, a `(topic, payload)` or a `draft(…)`. Options are those of `draft`, except `message_id`,
+        and apply to all that are not drafts already.
+
+        Raises:
+            InvalidInput, StoreUnavailable, NotRunning: as `publish`; nothing, or not known whether all was stored.
+        """
+        if "message_id" in options:
+            raise InvalidEvent("one message_id cannot name many events; use draft(…, message_id=…)")
+        return await self.node.submit([self._draft_of(event, options) for event in events])
+
+    def _draft_of(self, event: Event | Draft | tuple[str, Any], options: Mapping[str, Any]) -> Draft:
+        if isinstance(event, Draft):
+            return event
+        if isinstance(event, Event):
+            return self.draft(event, **options)
+        if isinstance(event, tuple) and len(event) == 2:
+            return self.draft(event[0], event[1], **options)
+        raise InvalidEvent(f"expected an Event, a (topic, payload) or a draft, got {quote(event)}")
+
+    async def publish_txn(
+        self, transaction: AsyncTransaction, event: Event | str, payload: Any = UNSET, **options: Any
+    ) -> Receipt:
+        """Add an event to the caller's transaction.
+
+        It becomes visible if and only if the transaction commits, also with SAVEPOINTs. Nothing is committed or
+        flushed here, and only the event's own row is locked. Works on an `AsyncSession` or `AsyncConnection` of any
+        driver, whether or not the bus is started in this process; the database must be the bus's. Options are those of
+        `draft`. The receipt has no seq: the event gets it after the commit.
+
+        Raises:
+            InvalidInput: see `draft`; the transaction is untouched.
+            StoreError: the database refused the row; the transaction is as its database leaves it.
+        """
+        draft = self.draft(event, payload, **options)
+        await self._outbox.add(transaction, draft)
+        return Receipt(draft.message_id, None)
+
+    def publish_txn_sync(
+        self, transaction: SyncTransaction, event: Event | str, payload: Any = UNSET, **options: Any
+    ) -> Receipt:
+        """Add an event to the caller's transaction: `publish_txn` for a sync `Session` or `Connection`."""
+        draft = self.draft(event, payload, **options)
+        self._outbox.add_sync(transaction, draft)
+        return Receipt(draft.message_id, None)
+
+    # --- reading ---
+
+    def subscribe(
+        self,
+        *patterns: str | type[Event],
+        after: int | None = None,
+        start: Start = "now",
+        include_processed: bool = False,
+        overflow: Overflow | None = None,
+        buffer: int | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> Subscribing:
+        """Read events in this process: every match after a position, once and in order, then live.
+
+            async for message in eventbus.subscribe("user.*", after=seq): ...
+            async with eventbus.subscribe(UserCreated) as subscription: ...      # in place from here on
+            subscription = await eventbus.subscribe("#")                         # close() it yourself
+
+        Args:
+            patterns: patterns, or `Event` classes for their topics.
+            after: read the events after this seq. Takes precedence over `start`.
+            start: `now`, `earliest`, a seq (as `after`) or an aware datetime.
+            include_processed: also replay events that were acknowledged.
+            overflow, buffer: what happens to a reader that falls behind; default to the settings.
+            on_gap: called with what cannot be delivered; None: iterating raises LogGap, and goes on after it.
+
+        Raises, when it is opened:
+            InvalidPattern, InvalidEvent: a pattern or start cannot be used.
+            NotRunning, StoreUnavailable: the bus is not started, or the database cannot be reached.
+        """
+        return Subscribing(
+            lambda: self.node.subscribe(
+                [pattern if isinstance(pattern, str) else pattern.__topic__ for pattern in patterns],
+                start if after is None else after,
+                include_processed=include_processed,
+                overflow=overflow,
+                buffer=buffer,
+                on_gap=on_gap,
+            )
+        )
+
+    async def get(self, seq: int) -> StoredEvent:
+        """Return one event of the log with its status.
+
+        Raises:
+            NotFound: no event has this seq.
+        """
+        return await self.node.get(seq)
+
+    async def head(self) -> Head:
+        """Return the newest seq, the oldest kept, and the log's epoch."""
+        return await self.node.head()
+
+
+class Subscribing:
+    """A subscription that is about to be opened: by `async for`, `async with` or `await`."""
+
+    def __init__(self, open_subscription: Callable[[], Coroutine[Any, Any, Subscription]]) -> None:
+        self._open = open_subscription
+        self._subscription: Subscription | None = None
+
+    def __await__(self) -> Generator[Any, None, Subscription]:
+        return self._open().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        async with await self as subscription:
+            async for message in subscription:
+                yield message
+
+    async def __aenter__(self) -> Subscription:
+        self._subscription = await self
+        return self._subscription
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._subscription is not None:
+            self._subscription.close()

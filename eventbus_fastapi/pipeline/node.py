@@ -1,0 +1,292 @@
+"""A node: the parts of one running process, put together.
+
+    publish ──▶ publisher ──▶ log ◀── sequencer ◀── outbox (publish_txn)
+                                │
+                                ▼
+                 notifier ─▶ dispatcher ──▶ channels ──▶ subscriptions
+
+It owns the tasks and the order of start and stop; it decides nothing about an event. Servers and the `EventBus` talk to
+a node only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventbus_fastapi.errors import EventBusError, InvalidEvent, NotRunning, quote
+from eventbus_fastapi.events import Draft, Message, Receipt
+from eventbus_fastapi.pipeline import service
+from eventbus_fastapi.pipeline.acknowledger import Acknowledger
+from eventbus_fastapi.pipeline.channel import Gap
+from eventbus_fastapi.pipeline.dispatcher import Dispatcher
+from eventbus_fastapi.pipeline.notifier import Notifier
+from eventbus_fastapi.pipeline.publisher import Publisher
+from eventbus_fastapi.pipeline.retention import Retention
+from eventbus_fastapi.pipeline.sequencer import Sequencer
+from eventbus_fastapi.pipeline.subscription import Policy, Subscription
+from eventbus_fastapi.settings import Overflow, Settings
+from eventbus_fastapi.store import Ack, Head, StoredEvent, open_store
+from eventbus_fastapi.topics import check_pattern, matches
+
+logger = logging.getLogger(__name__)
+
+Start = Literal["now", "earliest"] | int | datetime
+"""Where a subscription begins: `now`, `earliest`, after a seq (exclusive), or at a time (aware datetime)."""
+
+READS = 2
+"""Reads of history that a node does at the same time; others wait their turn without a connection."""
+SCAN_PAGES = 10
+"""Pages of the log that one request for history looks through at most before it answers with what it has."""
+STOP_GRACE = 10.0
+"""Seconds that a stop waits for publishes already taken."""
+
+
+class HistoryPage(NamedTuple):
+    """An answer from history."""
+
+    messages: list[Message]
+    next: int | None
+    """The `after` of the next page; None: the end of the log was reached."""
+    head: int
+
+
+class Node:
+    """See the module's docstring. It may be started again after a stop."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine | None = None) -> None:
+        self.settings = settings
+        self.store = open_store(settings, engine)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_running = False
+        self._build()
+
+    def _build(self) -> None:
+        settings, store = self.settings, self.store
+        self.dispatcher = Dispatcher(store, page_size=settings.page_size, tail_bytes=settings.tail_bytes)
+        self.publisher = Publisher(store, self.dispatcher.tell)
+        self.sequencer = Sequencer(store, self.dispatcher.tell, poll_interval=settings.poll_interval)
+        self.acknowledger = Acknowledger(store)
+        self.retention = Retention(store, settings)
+        self.notifier = Notifier(store, self.sequencer.bell.ring)
+        self._reads = asyncio.Semaphore(READS)
+        self._subscriptions: set[Subscription] = set()
+
+    # --- life ---
+
+    @property
+    def is_running(self) -> bool:
+        return self._is_running
+
+    async def start(self) -> None:
+        """Connect, check the schema and start the stages. Starting twice is once.
+
+        Raises:
+            SchemaOutdated: the tables are missing or of another version; the message names the command to run.
+            StoreUnavailable: the database cannot be reached.
+        """
+        if self._is_running:
+            return
+        self._build()
+        await self.store.start()
+        self.dispatcher.tell((await self.store.head()).last_seq)
+        stages: list[service.Stage] = [
+            self.publisher,
+            self.sequencer,
+            self.dispatcher,
+            self.acknowledger,
+            self.retention,
+        ]
+        if self.store.has_listener:
+            stages.append(self.notifier)
+        self._tasks = [service.start(stage) for stage in stages]
+        self.publisher.open()
+        self._is_running = True
+        logger.info("started on %s", self.store.engine.dialect.name)
+
+    async def stop(self) -> None:
+        """Store what was taken, end subscriptions and stages, disconnect. Stopping twice is once."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        await self.publisher.close(STOP_GRACE)
+        for subscription in tuple(self._subscriptions):
+            subscription.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self.acknowledger.fail_waiting(NotRunning("the bus stopped before the ack was stored"))
+        await self.store.stop()
+        logger.info("stopped")
+
+    async def problems(self) -> list[str]:
+        """Return why the node is not ready; empty when the database answers, the schema is current and LISTEN is
+        alive."""
+        if not self._is_running:
+            return ["the bus is not running"]
+        found = []
+        try:
+            await self.store.check()
+        except EventBusError as exc:
+            found.append(str(exc))
+        if self.store.has_listener and not self.notifier.is_alive:
+            found.append("the listening connection is lost; new events are found by polling")
+        return found
+
+    # --- publishing ---
+
+    def submit(self, drafts: Sequence[Draft]) -> asyncio.Future[list[Receipt]]:
+        """Hand over drafts, all or none; return a future of their receipts, set after the commit.
+
+        The order of the calls is the order in the log.
+
+        Raises:
+            NotRunning: the node is not started.
+        """
+        return self.publisher.submit(drafts)
+
+    def publish_live(self, draft: Draft) -> Receipt:
+        """Give an event to the live subscriptions of this node only, without storing it: it has no seq, no other node
+        sees it, and whoever is not connected and live now never will."""
+        self._require_running()
+        now = int(datetime.now(UTC).timestamp() * 1_000_000)
+        message = Message(0, *draft[:6], now)
+        self.dispatcher.dispatch([message])
+        return Receipt(draft.message_id, None)
+
+    # --- reading ---
+
+    async def subscribe(
+        self,
+        patterns: Sequence[str],
+        start: Start = "now",
+        *,
+        include_processed: bool = False,
+        overflow: Overflow | None = None,
+        buffer: int | None = None,
+        epoch: UUID | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> Subscription:
+        """Open a subscription; it is in place when this returns.
+
+        Raises:
+            InvalidPattern: a pattern does not follow the grammar.
+            InvalidEvent: `start` is none of `Start`.
+            StoreUnavailable: the log cannot be read now.
+        """
+        self._require_running()
+        chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
+        head = await self.store.head()
+        self.dispatcher.tell(head.last_seq)
+        after = await self._resolve(start, head)
+        gaps = []
+        if epoch is not None and epoch != head.epoch:
+            after = head.first_seq - 1
+            gaps.append(Gap(1, max(after, 1), "epoch"))
+        elif after + 1 < head.first_seq and start != "earliest":
+            gaps.append(Gap(after + 1, head.first_seq - 1, "retention"))
+            after = head.first_seq - 1
+        subscription = Subscription(
+            chosen,
+            after,
+            store=self.store,
+            live=self.dispatcher,
+            reads=self._reads,
+            policy=Policy(
+                overflow or self.settings.overflow,
+                min(buffer or self.settings.buffer, self.settings.buffer),
+                self.settings.page_size,
+                include_processed,
+            ),
+            history_ends=head.last_seq,
+            acknowledge=self._acknowledge_message,
+            gaps=gaps,
+            on_gap=on_gap,
+            on_end=self._subscriptions.discard,
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def head(self) -> Head:
+        """Return the state of the log."""
+        self._require_running()
+        return await self.store.head()
+
+    async def get(self, seq: int) -> StoredEvent:
+        """Return one event with its status.
+
+        Raises:
+            NotFound: no event has this seq.
+        """
+        self._require_running()
+        return await self.store.get(seq)
+
+    async def history(self, patterns: Sequence[str], after: int, limit: int) -> HistoryPage:
+        """Return up to `limit` events after a seq that match any pattern, oldest first.
+
+        A rare pattern may give fewer, or none, with a `next` to go on from: one call looks at a bounded part of the log.
+        """
+        self._require_running()
+        chosen = [check_pattern(pattern) for pattern in patterns]
+        head = await self.store.head()
+        found: list[Message] = []
+        for _ in range(SCAN_PAGES):
+            async with self._reads:
+                scan = await self.store.read(after, self.settings.page_size)
+            for message in scan.messages:
+                if any(matches(pattern, message.topic) for pattern in chosen):
+                    found.append(message)
+                    if len(found) == limit:
+                        is_end = scan.is_last and message is scan.messages[-1]
+                        return HistoryPage(found, None if is_end else message.seq, head.last_seq)
+            after = scan.scanned_to
+            if scan.is_last:
+                return HistoryPage(found, None, head.last_seq)
+        return HistoryPage(found, after, head.last_seq)
+
+    # --- acknowledging ---
+
+    async def acknowledge(self, acks: Sequence[Ack]) -> int:
+        """Mark events processed; return how many are, after the commit.
+
+        Raises:
+            NotFound: no event has this seq.
+            AckMismatch: the event at this seq has another message_id.
+        """
+        self._require_running()
+        return await self.acknowledger.submit(acks)
+
+    async def _acknowledge_message(self, message: Message) -> None:
+        if message.is_durable:
+            await self.acknowledge([Ack(message.seq, message.message_id)])
+
+    # --- parts ---
+
+    async def _resolve(self, start: Start, head: Head) -> int:
+        """Return the seq after which a subscription reads."""
+        match start:
+            case "now":
+                return head.last_seq
+            case "earliest":
+                return head.first_seq - 1
+            case datetime():
+                if start.tzinfo is None:
+                    raise InvalidEvent(f"start {start.isoformat()} has no time zone; expected an aware datetime")
+                return await self.store.seek(int(start.timestamp() * 1_000_000))
+            case int() if not isinstance(start, bool) and start >= 0:
+                return start
+            case _:
+                raise InvalidEvent(
+                    f"start must be 'now', 'earliest', a seq ≥ 0 or an aware datetime, got {quote(start)}"
+                )
+
+    def _require_running(self) -> None:
+        if not self._is_running:
+            raise NotRunning("the bus is not running; use 'async with eventbus:' or mount its router")

@@ -1,0 +1,59 @@
+"""The sequencer: gives committed events of the outbox their place in the log, and lets scheduled ones in when due.
+
+Every node runs one; the store's head lock orders them, so there is no leader to elect or to lose. It wakes by the bell
+that a commit in this process rings, and by polling: quickly after something happened, at `poll_interval` when idle. Its
+look also tells how far the log is, so it is the node's one poll for appends of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from eventbus_fastapi.pipeline.bell import Bell
+from eventbus_fastapi.store import Store
+
+SHORTEST_POLL = 0.002
+"""Seconds until the second look after something happened; doubles with each look that finds nothing."""
+
+
+class Sequencer:
+    """See the module's docstring. `on_append` is called with the last seq after every look."""
+
+    name = "sequencer"
+
+    def __init__(self, store: Store, on_append: Callable[[int], None], *, poll_interval: float) -> None:
+        self.bell = Bell()
+        self._store = store
+        self._on_append = on_append
+        self._poll_interval = poll_interval
+        self._delay = poll_interval
+        self._last_seq = 0
+        self.sequenced = 0
+        """Outbox rows moved so far by this node."""
+
+    def expect(self) -> None:
+        """A transaction of this process commits about now: look at once, and soon again if it was too early."""
+        self._delay = SHORTEST_POLL
+        self.bell.ring()
+
+    async def run_once(self) -> float | None:
+        """Look once; promote what is due, then sequence what is committed."""
+        seen = await self._store.peek()
+        last_seq, moved, promoted = seen.last_seq, 0, 0
+        if seen.next_due is not None and seen.next_due <= seen.now:
+            promoted = await self._store.promote()
+        if seen.has_outbox or promoted:
+            moved, last_seq = await self._store.sequence()
+            self.sequenced += moved
+        has_grown = last_seq > self._last_seq
+        self._last_seq = last_seq
+        self._on_append(last_seq)
+        if moved:
+            self._delay = SHORTEST_POLL
+            return 0
+        if has_grown:
+            self._delay = SHORTEST_POLL
+        delay, self._delay = self._delay, min(self._delay * 2, self._poll_interval)
+        if seen.next_due is not None and not promoted:
+            delay = min(delay, max(0.001, (seen.next_due - seen.now) / 1_000_000))
+        return delay

@@ -1,0 +1,334 @@
+"""A subscription: every event of some patterns after a seq, once and in order, from history into live.
+
+                 ┌────────────── overflow, policy catch_up ──────────────┐
+                 ▼                                                       │
+    start ──▶ history ──(position reached the dispatcher's)──▶ live ─────┴──▶ closed
+
+History reads pages of the log at the reader's own pace. The step to live needs no look at the database and cannot be
+interrupted: when the position is at least the dispatcher's, the subscription joins its channel; whatever the channel
+already had is older, whatever comes next is newer. Nothing is queued for a reader: it remembers a place in the channel,
+and how many events it may fall behind is bounded (`buffer`), with a named policy beyond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Self
+
+from typing_extensions import assert_never
+
+from eventbus_fastapi.backoff import FullJitter
+from eventbus_fastapi.errors import LogGap, SlowConsumer, StoreUnavailable, SubscriptionClosed
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.channel import Batch, CaughtUp, Channel, Gap, Item, Live, cut
+from eventbus_fastapi.settings import Overflow
+from eventbus_fastapi.store import Scan, Store
+from eventbus_fastapi.topics import matches
+
+logger = logging.getLogger(__name__)
+
+TAKE_BATCHES = 4
+"""Batches that one `take` returns at most: about 1 MiB."""
+TOPICS_CACHED = 10_000
+
+
+class Policy(NamedTuple):
+    """How a subscription reads."""
+
+    overflow: Overflow
+    buffer: int
+    """Events that it may fall behind under `disconnect` and `drop_oldest`; under `catch_up` the node's tail is the bound."""
+    page_size: int
+    include_processed: bool
+
+
+class Subscription:
+    """See the module's docstring. Made by `Node.subscribe`.
+
+    Use it as an async iterator of messages, or `take()` for batches. One task may read at a time.
+    """
+
+    def __init__(
+        self,
+        patterns: tuple[str, ...],
+        after: int,
+        *,
+        store: Store,
+        live: Live,
+        reads: asyncio.Semaphore,
+        policy: Policy,
+        history_ends: int,
+        acknowledge: Callable[[Message], Awaitable[None]],
+        gaps: Sequence[Gap] = (),
+        on_gap: Callable[[Gap], None] | None = None,
+        on_end: Callable[[Subscription], None] | None = None,
+    ) -> None:
+        self.patterns = patterns
+        self.after = after
+        """Where it started: the seq after which it reads."""
+        self.position = after
+        """The last seq that was looked at for this reader."""
+        self.on_close: Callable[[SubscriptionClosed], None] | None = None
+        """Called when its policy ends it, whether or not somebody waits in `take`."""
+        self._store = store
+        self._live = live
+        self._reads = reads
+        self._policy = policy
+        self._history_ends = history_ends  # replay skips processed events up to here, live events never
+        self._acknowledge = acknowledge
+        self._on_gap = on_gap
+        self._on_end = on_end
+        self._items: deque[Item] = deque(gaps)
+        self._channel: Channel | None = None
+        self._next = 0  # number of the next batch of the channel
+        self._taken = 0  # events of the channel before that batch
+        self._wake = asyncio.Event()
+        self._closed: SubscriptionClosed | None = None
+        self._matches: dict[str, bool] = {}
+        self._ready: deque[Message] = deque()
+
+    # --- batches ---
+
+    async def take(self, limit: int | None = None) -> list[Item]:
+        """Wait until there is something to read and return all that is ready, at most `limit` events (None: about
+        1 MiB).
+
+        Raises:
+            SlowConsumer: the overflow policy ended the subscription.
+            SubscriptionClosed: it was closed.
+        """
+        while True:
+            if self._closed is not None:
+                raise self._closed
+            if self._items:
+                return self._take_items(limit)
+            if self._channel is None:
+                await self._read_history()
+                continue
+            self._wake.clear()
+            self._collect(self._channel)
+            if not self._items:
+                await self._wake.wait()
+
+    def close(self) -> None:
+        """End the subscription; whoever waits in `take` gets SubscriptionClosed."""
+        self._end(SubscriptionClosed("the subscription was closed"))
+
+    @property
+    def is_live(self) -> bool:
+        """True while it reads what the dispatcher gives out, False while it reads history."""
+        return self._channel is not None
+
+    # --- messages ---
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        """Return the next message; end after `close`.
+
+        Raises:
+            LogGap: part of the log is not available and no `on_gap` was given. Iterating goes on after the gap.
+            SlowConsumer: the overflow policy ended the subscription.
+        """
+        while not self._ready:
+            try:
+                items = await self.take()
+            except SlowConsumer:
+                raise
+            except SubscriptionClosed:
+                raise StopAsyncIteration from None
+            for place, item in enumerate(items):
+                match item:
+                    case Batch():
+                        self._ready.extend(item.messages)
+                    case Gap():
+                        if self._on_gap is not None:
+                            self._on_gap(item)
+                        elif self._ready:  # first what came before the gap
+                            self._items.extendleft(reversed(items[place:]))
+                            break
+                        else:
+                            self._items.extendleft(reversed(items[place + 1 :]))
+                            raise LogGap(item.first_seq, item.last_seq, item.reason)
+                    case CaughtUp():
+                        pass
+                    case _:
+                        assert_never(item)
+        message = self._ready.popleft()
+        message._acknowledge = self._acknowledge
+        return message
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- what the channel calls ---
+
+    def notify(self) -> None:
+        """A batch came, or old ones went: wake the reader, or apply the overflow policy."""
+        channel = self._channel
+        if channel is None:
+            return
+        is_behind = channel.events - self._taken > self._policy.buffer and self._policy.overflow != "catch_up"
+        if is_behind or self._next < channel.first:
+            self._overflow(channel)
+        self._wake.set()
+
+    def _overflow(self, channel: Channel) -> None:
+        match self._policy.overflow:
+            case "disconnect":
+                self._end(
+                    SlowConsumer(
+                        f"the subscription fell more than {self._policy.buffer:,} events behind; "
+                        f"resume after seq {self.position}"
+                    )
+                )
+            case "catch_up":
+                self.leave()
+            case "drop_oldest":
+                self._drop_oldest(channel)
+            case _:
+                assert_never(self._policy.overflow)
+
+    def _drop_oldest(self, channel: Channel) -> None:
+        """Go on with the newest batches that fit the buffer, and tell what was left out."""
+        number = max(self._next, channel.first)
+        while number + 1 < channel.end and channel.events - self._before(channel, number) > self._policy.buffer:
+            number += 1
+        self._next, self._taken = number, self._before(channel, number)
+        first_kept = channel.batches[number - channel.first].messages[0].seq
+        if first_kept > self.position + 1:
+            self._items.append(Gap(self.position + 1, first_kept - 1, "overflow"))
+            self.position = first_kept - 1
+
+    def _before(self, channel: Channel, number: int) -> int:
+        return channel.batches[number - channel.first].before
+
+    # --- live ---
+
+    def _collect(self, channel: Channel) -> None:
+        """Take the next batches of the channel, without what history has shown already."""
+        for batch in channel.since(self._next, TAKE_BATCHES):
+            self._next += 1
+            self._taken = batch.before + len(batch.messages)
+            fresh = self._unseen(batch)
+            if fresh is not None:
+                self._items.append(fresh)
+                self.position = max(self.position, fresh.last_seq)
+
+    def _unseen(self, batch: Batch) -> Batch | None:
+        if batch.messages[0].seq > self.position or batch.last_seq == 0:
+            return batch
+        unseen = [message for message in batch.messages if message.seq > self.position]
+        return Batch(unseen) if unseen else None
+
+    def leave(self) -> None:
+        """Go back from live to history."""
+        if self._channel is not None:
+            self._live.detach(self, self._channel)
+            self._channel = None
+        self._wake.set()
+
+    # --- history ---
+
+    async def _read_history(self) -> None:
+        """Read one page of the log; join the channel as soon as nothing lies between."""
+        if self._join():
+            return
+        head = max(self._live.head, self._history_ends)
+        scan = await self._read_page()
+        gap = await self._find_gap() if scan.has_hole else None
+        messages = [message for message in scan.messages if self._is_match(message.topic)]
+        messages = await self._without_processed(messages)
+        if gap is not None:
+            self._items.append(gap)
+        self._items.extend(cut(messages))
+        # At the end of the log everything up to its head was looked at, also what a TTL has removed.
+        self.position = max(scan.scanned_to, head) if scan.is_last else scan.scanned_to
+        self._join()
+
+    def _join(self) -> bool:
+        """Step from history to live, if no event after our position would be missed."""
+        if self._closed is not None or (self.position < self._history_ends and not self._policy.include_processed):
+            return False
+        channel = self._live.attach(self, self.patterns, self.position)
+        if channel is None:
+            return False
+        self._channel = channel
+        self._next = channel.find(self.position)
+        self._taken = channel.events
+        if self._next < channel.end:
+            self._taken = channel.batches[self._next - channel.first].before
+        self._items.append(CaughtUp(self.position))
+        return True
+
+    async def _read_page(self) -> Scan:
+        """Read after our position, however long the database is away."""
+        pauses = FullJitter(base=0.05, cap=1.0)
+        attempt = 0
+        while True:
+            try:
+                async with self._reads:
+                    return await self._store.read(self.position, self._policy.page_size)
+            except StoreUnavailable as exc:
+                if attempt == 0:
+                    logger.warning("a subscription waits at seq %d: %s", self.position, exc)
+                attempt += 1
+                await asyncio.sleep(pauses.delay(attempt))
+
+    async def _find_gap(self) -> Gap | None:
+        """Return what retention has removed right after our position."""
+        first_seq = (await self._store.head()).first_seq
+        if self.position + 1 >= first_seq:
+            return None  # the hole is a TTL's: those events had expired
+        return Gap(self.position + 1, first_seq - 1, "retention")
+
+    async def _without_processed(self, messages: list[Message]) -> list[Message]:
+        old = [message.seq for message in messages if message.seq <= self._history_ends]
+        if self._policy.include_processed or not old:
+            return messages
+        async with self._reads:
+            processed = await self._store.processed(old[0] - 1, old[-1])
+        return [message for message in messages if message.seq not in processed]
+
+    def _is_match(self, topic: str) -> bool:
+        found = self._matches.get(topic)
+        if found is None:
+            if len(self._matches) >= TOPICS_CACHED:
+                self._matches.clear()
+            found = self._matches[topic] = any(matches(pattern, topic) for pattern in self.patterns)
+        return found
+
+    # --- the end ---
+
+    def _end(self, reason: SubscriptionClosed) -> None:
+        if self._closed is not None:
+            return
+        self._closed = reason
+        self.leave()
+        if self._on_end is not None:
+            self._on_end(self)
+        if self.on_close is not None:
+            self.on_close(reason)
+
+    def _take_items(self, limit: int | None) -> list[Item]:
+        if limit is None:
+            items = list(self._items)
+            self._items.clear()
+            return items
+        items = []
+        while self._items and limit > 0:
+            item = self._items.popleft()
+            if isinstance(item, Batch):
+                if len(item.messages) > limit:
+                    self._items.appendleft(Batch(item.messages[limit:]))
+                    item = Batch(item.messages[:limit])
+                limit -= len(item.messages)
+            items.append(item)
+        return items

@@ -1,0 +1,504 @@
+"""The store: the log, its outbox and its head in one database. The only part of the bus that runs SQL.
+
+`Store` is correct on every database here, and is all there is for MySQL and MariaDB; `sqlite` and `postgresql` override
+only what they can do faster or must do differently, and say why.
+
+How the log is written. There is one way into the log, `append`: in one short transaction it takes the row lock of
+`head`, moves what the outbox holds to the log, then adds the node's own new events, numbering both densely, and moves
+the head. The lock is released by the commit, so seqs become visible in order and nothing can appear late. Any node may
+do it at any time, so there is no leader. What the outbox held before the call always comes first.
+
+An event whose `message_id` is in the log already is not stored again. Collisions are rare, so the transaction runs as
+if there were none; a unique violation rolls it back and runs it once more with a look-up.
+
+Errors of the driver leave this package only as `StoreUnavailable` (try again) or `StoreError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventbus_fastapi.backoff import FullJitter
+from eventbus_fastapi.errors import (
+    AckMismatch,
+    EventBusError,
+    NotFound,
+    SchemaOutdated,
+    StoreError,
+)
+from eventbus_fastapi.events import Draft, Message, Receipt
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store.statements import EVENT_FIELDS, Statements
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+DRAIN_LIMIT = 1_000
+"""Outbox rows that move to the log in one transaction."""
+ATTEMPTS = 5
+"""How often a transaction runs when the database asks to run it again."""
+IN_LIMIT = 500
+"""Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
+
+
+class Head(NamedTuple):
+    """The state of the log."""
+
+    last_seq: int
+    """The newest seq given; 0 for an empty log."""
+    first_seq: int
+    """The oldest seq that retention by age or count has kept."""
+    epoch: UUID
+    """Identifies this log; another one after the tables were made anew."""
+
+
+class Peek(NamedTuple):
+    """What there is to do, seen without a lock."""
+
+    last_seq: int
+    has_outbox: bool
+    next_due: int | None
+    """Unix microseconds of the next scheduled event; None: none is scheduled."""
+    now: int
+
+
+class Scan(NamedTuple):
+    """A page of the log."""
+
+    messages: list[Message]
+    scanned_to: int
+    """The last seq looked at, delivered or expired; the position to read on from."""
+    is_last: bool
+    """True if the log ended here when it was read."""
+    has_hole: bool
+    """True if the page does not begin right after the position asked for: a TTL or retention removed something, or the
+    page is empty."""
+
+
+class StoredEvent(NamedTuple):
+    """One event of the log with its status."""
+
+    message: Message
+    status: Literal["pending", "processed"]
+
+
+class Ack(NamedTuple):
+    """One acknowledgement: the event at `seq`, which must be `message_id` where that is given."""
+
+    seq: int
+    message_id: UUID | None = None
+
+
+class _Collision(Exception):
+    """A message_id is in the log already: run the transaction again, looking ids up."""
+
+
+class Store:
+    """The portable store; see the module's docstring. Use `open_store` to get the right dialect's."""
+
+    has_listener = False
+    """True if `listen` tells of appends by other nodes; else only polling does."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.tables = Tables(settings.table_prefix, settings.db_schema)
+        self.sql = Statements(self.tables)
+        self._owns_engine = owns_engine
+        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._append_lock = asyncio.Lock()  # the head lock admits one anyway; waiting here costs no connection
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Connect and check the schema.
+
+        Raises:
+            SchemaOutdated: the tables are missing or of another version.
+            StoreUnavailable: the database cannot be reached.
+        """
+        await self.check()
+
+    async def check(self) -> None:
+        """Ask whether the database answers and its tables are of this version.
+
+        Raises:
+            SchemaOutdated, StoreUnavailable: see `start`.
+        """
+        async with self._translated(), self._reading.connect() as connection:
+            await connection.run_sync(migrations.check, self.tables)
+
+    async def stop(self) -> None:
+        if self._owns_engine:
+            await self.engine.dispose()
+
+    # --- publishing ---
+
+    async def append(self, drafts: Sequence[Draft]) -> tuple[list[Receipt], int]:
+        """Append events to the log in one commit, after whatever the outbox holds; return receipts and the last seq.
+
+        Scheduled ones are stored to wait for their time, in the same commit; their receipts have no seq.
+
+        Raises:
+            StoreUnavailable: not known whether it was stored; the same drafts may be given again.
+        """
+        has_twins = len({draft.message_id for draft in drafts}) < len(drafts)
+        is_mixed = any(draft.delay is not None or draft.publish_at is not None for draft in drafts)
+
+        async def work(connection: AsyncConnection, is_careful: bool) -> tuple[list[Receipt], int] | None:
+            last_seq, has_outbox = await self._lock_head(connection)
+            if has_outbox:
+                moved, last_seq = await self._move_outbox(connection, last_seq, is_careful)
+                if moved == DRAIN_LIMIT:
+                    return None  # perhaps there is more, and it comes first; commit this much and go on
+            if is_mixed:
+                return await self._add_mixed(connection, last_seq, drafts)
+            if is_careful:
+                return await self._add_careful(connection, last_seq, drafts)
+            receipts = [
+                Receipt(draft.message_id, last_seq + place) for place, draft in enumerate(drafts, start=1)
+            ]
+            await self._add(connection, last_seq, drafts)
+            return receipts, last_seq + len(drafts)
+
+        while (done := await self._append(work, is_careful=has_twins)) is None:
+            pass
+        return done
+
+    async def sequence(self) -> tuple[int, int]:
+        """Move up to 1,000 events from the outbox to the log; return how many rows left the outbox and the last seq."""
+
+        async def work(connection: AsyncConnection, is_careful: bool) -> tuple[int, int]:
+            last_seq, has_outbox = await self._lock_head(connection)
+            if not has_outbox:
+                return 0, last_seq
+            return await self._move_outbox(connection, last_seq, is_careful)
+
+        return await self._append(work)
+
+    async def promote(self) -> int:
+        """Move scheduled events that are due to the outbox, at most 1,000; return how many."""
+
+        async def work(connection: AsyncConnection) -> int:
+            rows = (await connection.execute(self.sql.due, {"limit": DRAIN_LIMIT})).all()
+            if rows:
+                await connection.execute(self.sql.add_to_outbox, [_event_values(row) | {"ttl": row.ttl} for row in rows])
+                for ids in _chunks([row.id for row in rows]):
+                    await connection.execute(self.sql.remove_from_scheduled, {"ids": ids})
+            return len(rows)
+
+        return await self.transact(work)
+
+    async def peek(self) -> Peek:
+        """Look, without a lock, whether there is something to sequence or to promote."""
+        row = await self._read_row(self.sql.peek)
+        return Peek(row[0], row[1] is not None, row[2], row[3])
+
+    # --- reading ---
+
+    async def head(self) -> Head:
+        """Return the state of the log."""
+        row = await self._read_row(self.sql.read_head)
+        return Head(row[0], row[1], row[2])
+
+    async def now(self) -> int:
+        """Return the database's clock, unix microseconds."""
+        row = await self._read_row(self.sql.now)
+        return int(row[0])
+
+    async def read(self, after: int, limit: int) -> Scan:
+        """Return up to `limit` events with seq > `after` in order, without those that have expired."""
+        async with self._translated(), self._reading.connect() as connection:
+            rows = (await connection.execute(self.sql.read_log, {"after": after, "limit": limit})).all()
+        if not rows:
+            return Scan([], after, is_last=True, has_hole=True)
+        messages = [Message(*row) for row in rows]
+        scanned_to = messages[-1].seq
+        if any(message.expires_at is not None for message in messages):
+            now = await self.now()
+            messages = [message for message in messages if message.expires_at is None or message.expires_at > now]
+        return Scan(messages, scanned_to, is_last=len(rows) < limit, has_hole=rows[0][0] != after + 1)
+
+    async def get(self, seq: int) -> StoredEvent:
+        """Return one event.
+
+        Raises:
+            NotFound: there is none at this seq, or it has expired.
+        """
+        async with self._translated(), self._reading.connect() as connection:
+            row = (await connection.execute(self.sql.read_one, {"seq": seq})).first()
+        if row is None or (row.expires_at is not None and row.expires_at <= await self.now()):
+            raise NotFound(f"no event at seq {seq}")
+        return StoredEvent(Message(*row[:-1]), "pending" if row[-1] is None else "processed")
+
+    async def processed(self, after: int, up_to: int) -> set[int]:
+        """Return which seqs in (after, up_to] are processed."""
+        async with self._translated(), self._reading.connect() as connection:
+            rows = await connection.execute(self.sql.processed_between, {"after": after, "up_to": up_to})
+            return set(rows.scalars())
+
+    async def seek(self, time: int) -> int:
+        """Return the seq after which every event entered the log at or after `time` (unix microseconds).
+
+        Events enter the log in the order of the database's clock, so a binary search over the seqs finds the place in
+        about log2(n) look-ups by primary key.
+        """
+        head = await self.head()
+        low, high = head.first_seq, head.last_seq + 1
+        async with self._translated(), self._reading.connect() as connection:
+            while low < high:
+                middle = (low + high) // 2
+                row = (await connection.execute(self.sql.first_from, {"seq": middle})).first()
+                if row is None or row.created_at >= time:
+                    high = middle
+                else:
+                    low = row.seq + 1
+        return low - 1
+
+    # --- acknowledging ---
+
+    async def acknowledge(self, acks: Collection[Ack]) -> list[EventBusError | None]:
+        """Mark events processed in one commit; return per ack None or the reason why it was refused."""
+        seqs = sorted({ack.seq for ack in acks})
+
+        async def work(connection: AsyncConnection) -> list[EventBusError | None]:
+            found: dict[int, Row[Any]] = {}
+            for chunk in _chunks(seqs):
+                for row in await connection.execute(self.sql.state_of_seqs, {"seqs": chunk}):
+                    found[row[0]] = row
+            verdicts = [_judge(ack, found.get(ack.seq)) for ack in acks]
+            accepted = {ack.seq for ack, refusal in zip(acks, verdicts, strict=True) if refusal is None}
+            fresh = [{"seq": seq} for seq in sorted(accepted) if found[seq][2] is None]
+            if fresh:
+                await connection.execute(self.sql.mark_processed, fresh)
+            return verdicts
+
+        return await self.transact(work, retry_on_integrity=True)
+
+    # --- retention ---
+
+    async def remove_expired(self, limit: int = 1_000) -> int:
+        """Remove up to `limit` events whose TTL is over; return how many."""
+
+        async def work(connection: AsyncConnection) -> int:
+            seqs = list((await connection.execute(self.sql.expired, {"limit": limit})).scalars())
+            await self._remove(connection, seqs)
+            return len(seqs)
+
+        return await self.transact(work)
+
+    async def trim(self, *, before: int | None, keep: int | None, limit: int = 1_000) -> int:
+        """Remove up to `limit` of the oldest events; return how many.
+
+        `before`: those that entered the log before this time (unix microseconds). `keep`: those beyond the newest
+        `keep`. The head's `first_seq` moves in the same commit, so a reader that asks for what is gone can be told.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            # The head first, as an append does: the same order of locks everywhere.
+            last_seq, _ = await self._lock_head(connection)
+            rows = (await connection.execute(self.sql.oldest_of_log, {"limit": limit})).all()
+            floor = 0 if keep is None else last_seq - keep
+            seqs: list[int] = []
+            for seq, created_at in rows:
+                if seq > floor and (before is None or created_at >= before):
+                    break
+                seqs.append(seq)
+            if seqs:
+                await self._remove(connection, seqs)
+                await connection.execute(self.sql.raise_floor, {"first_seq": seqs[-1] + 1})
+            return len(seqs)
+
+        return await self.transact(work)
+
+    async def _remove(self, connection: AsyncConnection, seqs: list[int]) -> None:
+        for chunk in _chunks(seqs):
+            await connection.execute(self.sql.remove_from_log, {"seqs": chunk})
+            await connection.execute(self.sql.remove_from_processed, {"seqs": chunk})
+
+    # --- the steps of an append; the head is locked ---
+
+    async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
+        """Lock the head; return the last seq and whether the outbox holds something.
+
+        Two statements on purpose: what the outbox holds is looked at after the lock is ours.
+        """
+        (last_seq,) = (await connection.execute(self.sql.lock_head)).one()
+        oldest, _ = (await connection.execute(self.sql.look_at_outbox)).one()
+        return last_seq, oldest is not None
+
+    async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
+        """Move the oldest of the outbox to the log; return how many rows left the outbox and the new last seq."""
+        rows = (await connection.execute(self.sql.oldest_of_outbox, {"limit": DRAIN_LIMIT})).all()
+        fresh: Sequence[Row[Any]] = rows
+        if is_careful:
+            known = set(await self._known(connection, [row.message_id for row in rows]))
+            fresh = [row for row in rows if row.message_id not in known and not known.add(row.message_id)]  # type: ignore[func-returns-value]
+        if fresh:
+            await self._insert(connection, last_seq, [(*row[1:-1], row.ttl) for row in fresh])
+        for ids in _chunks([row.id for row in rows]):
+            await connection.execute(self.sql.remove_from_outbox, {"ids": ids})
+        return len(rows), last_seq + len(fresh)
+
+    async def _add(self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]) -> None:
+        """Append new events to the log and move the head."""
+        await self._insert(connection, last_seq, [(*draft[:6], draft.ttl) for draft in drafts])
+
+    async def _add_careful(
+        self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]
+    ) -> tuple[list[Receipt], int]:
+        """Append those events whose message_id is not in the log, and answer the others with the first one's seq."""
+        known = await self._known(connection, [draft.message_id for draft in drafts])
+        receipts, fresh = [], []
+        for draft in drafts:
+            if (seq := known.get(draft.message_id)) is not None:
+                receipts.append(Receipt(draft.message_id, seq, duplicate=True))
+                continue
+            fresh.append(draft)
+            known[draft.message_id] = last_seq + len(fresh)
+            receipts.append(Receipt(draft.message_id, last_seq + len(fresh)))
+        if fresh:
+            await self._add(connection, last_seq, fresh)
+        return receipts, last_seq + len(fresh)
+
+    async def _add_mixed(
+        self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]
+    ) -> tuple[list[Receipt], int]:
+        """Store the scheduled ones for later and append the others."""
+        for draft in drafts:
+            if draft.is_scheduled:
+                await connection.execute(*self.sql.insert_draft(draft))
+        immediate = [draft for draft in drafts if not draft.is_scheduled]
+        answered, last_seq = await self._add_careful(connection, last_seq, immediate)
+        answers = iter(answered)
+        receipts = [Receipt(draft.message_id, None) if draft.is_scheduled else next(answers) for draft in drafts]
+        return receipts, last_seq
+
+    async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
+        """Write events (their fields and ttl) to the log after `last_seq`, and move the head."""
+        now = (await connection.execute(self.sql.now)).scalar_one()
+        await connection.execute(
+            self.sql.add_to_log,
+            [
+                {
+                    "seq": seq,
+                    **dict(zip(EVENT_FIELDS, event, strict=False)),
+                    "created_at": now,
+                    "expires_at": None if event[-1] is None else now + event[-1],
+                }
+                for seq, event in enumerate(events, start=last_seq + 1)
+            ],
+        )
+        await connection.execute(self.sql.move_head, {"last_seq": last_seq + len(events)})
+
+    async def _known(self, connection: AsyncConnection, message_ids: list[UUID]) -> dict[UUID, int]:
+        known: dict[UUID, int] = {}
+        for chunk in _chunks(message_ids):
+            rows = await connection.execute(self.sql.seqs_of_message_ids, {"message_ids": chunk})
+            known.update((row[0], row[1]) for row in rows)
+        return known
+
+    # --- transactions ---
+
+    async def _append(
+        self, work: Callable[[AsyncConnection, bool], Awaitable[T]], *, is_careful: bool = False
+    ) -> T:
+        """Run a transaction that writes to the log; again, with look-ups, if a message_id was there already."""
+        async with self._append_lock:
+            if not is_careful:
+                try:
+                    return await self.transact(lambda connection: work(connection, False), is_optimistic=True)
+                except _Collision:
+                    pass
+            return await self.transact(lambda connection: work(connection, True), retry_on_integrity=True)
+
+    async def transact(
+        self,
+        work: Callable[[AsyncConnection], Awaitable[T]],
+        *,
+        is_optimistic: bool = False,
+        retry_on_integrity: bool = False,
+    ) -> T:
+        """Run `work` in a transaction of its own and commit it.
+
+        The whole transaction runs again, a few times, when the database asked for that (deadlock, serialisation, busy),
+        and once when its connection turned out to be dead, which is how a pool notices a restarted server.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached, or is still busy after the retries.
+            StoreError: it refused the work.
+        """
+        delays = FullJitter(base=0.01, cap=0.5)
+        for attempt in range(ATTEMPTS):
+            try:
+                async with asyncio.timeout(self.settings.statement_timeout), self._writer() as connection:
+                    async with connection.begin():
+                        return await work(connection)
+            except IntegrityError as exc:
+                if is_optimistic:
+                    raise _Collision from exc
+                if not retry_on_integrity or attempt == ATTEMPTS - 1:
+                    raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
+            except FAILURES as exc:
+                may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
+                if not may_pass or attempt == ATTEMPTS - 1:
+                    raise translate(exc) from exc
+                logger.info("ran a transaction again after: %s", first_line(exc))
+            await asyncio.sleep(delays.delay(attempt))
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def _writer(self) -> AsyncIterator[AsyncConnection]:
+        async with self._writing.connect() as connection:
+            yield connection
+
+    async def _read_row(self, statement: Any) -> Row[Any]:
+        async with self._translated(), self._reading.connect() as connection:
+            row = (await connection.execute(statement)).first()
+        if row is None:
+            raise SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
+        return row
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Bound a database operation in time and turn the driver's errors into ours."""
+        try:
+            async with asyncio.timeout(self.settings.statement_timeout):
+                yield
+        except FAILURES as exc:
+            raise translate(exc) from exc
+
+    # --- being told ---
+
+    async def listen(self, ring: Callable[[], None]) -> None:
+        """Call `ring` whenever another node has appended, until the connection fails. Only where `has_listener`."""
+        raise StoreError(f"{self.engine.dialect.name} has no notifications; the node polls")
+
+
+def _judge(ack: Ack, row: Row[Any] | None) -> EventBusError | None:
+    if row is None:
+        return NotFound(f"no event at seq {ack.seq}")
+    if ack.message_id is not None and ack.message_id != row[1]:
+        return AckMismatch(f"the event at seq {ack.seq} has message_id {row[1]}, got {ack.message_id}")
+    return None
+
+
+def _event_values(row: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in EVENT_FIELDS}
+
+
+def _chunks(values: list[T]) -> list[list[T]]:
+    return [values[start : start + IN_LIMIT] for start in range(0, len(values), IN_LIMIT)]

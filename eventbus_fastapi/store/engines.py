@@ -1,0 +1,110 @@
+"""How the bus connects: one SQLAlchemy async engine per bus, set up for what the store relies on.
+
+An engine that the user passes in is used as it is (its pool, its listeners); only execution options are added. An
+engine made from a URL is the bus's own and is disposed with it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from eventbus_fastapi.errors import SettingsError, quote
+from eventbus_fastapi.settings import Settings
+
+BEGIN = "eventbus_begin"
+"""Execution option of a connection on SQLite: how its transactions begin. "IMMEDIATE" takes the write lock at once
+(a transaction that reads first and writes later may otherwise fail without waiting); "NONE" begins none: each
+statement stands alone. Default: DEFERRED."""
+
+EXTRAS = {
+    "asyncpg": "postgres",
+    "aiomysql": "mysql",
+}
+
+
+def create_engine(settings: Settings) -> AsyncEngine:
+    """Make the bus's own engine from `settings.database_url`.
+
+    Raises:
+        SettingsError: the URL cannot be parsed, has no async driver, or the driver is not installed.
+    """
+    try:
+        url = make_url(settings.database_url)
+        if url.get_backend_name() == "sqlite":
+            return _create_sqlite(url, settings)
+        return create_async_engine(
+            url,
+            pool_size=settings.pool_size,
+            max_overflow=0,
+            pool_timeout=settings.statement_timeout,
+            isolation_level="READ COMMITTED",
+        )
+    except ArgumentError as exc:
+        raise SettingsError(f"database URL {quote(settings.database_url)} cannot be read: {exc}") from exc
+    except (NoSuchModuleError, InvalidRequestError) as exc:
+        raise SettingsError(
+            f"database URL needs an async driver, such as sqlite+aiosqlite, postgresql+asyncpg or mysql+aiomysql: {exc}"
+        ) from exc
+    except ModuleNotFoundError as exc:
+        extra = EXTRAS.get(exc.name or "")
+        remedy = f"; install eventbus-fastapi[{extra}]" if extra else ""
+        raise SettingsError(f"the driver {exc.name} of the database URL is not installed{remedy}") from exc
+
+
+def is_memory(url: URL) -> bool:
+    """True if the URL means a database that lives in this process alone."""
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
+def _create_sqlite(url: URL, settings: Settings) -> AsyncEngine:
+    if is_memory(url):
+        # SQLite's memdb file system lets several connections of one process share one database with normal locks.
+        url = url.set(database=f"file:/eventbus-{uuid4().hex}", query={"vfs": "memdb", "uri": "true"})
+    engine = create_async_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=settings.pool_size,
+        pool_timeout=settings.statement_timeout,
+        connect_args={"timeout": settings.busy_timeout},
+    )
+    prepare_sqlite(engine, settings)
+    return engine
+
+
+def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
+    """Make an engine's SQLite connections durable and their transactions explicit.
+
+    WAL lets readers and the writer work side by side; `synchronous` is per connection; SQLAlchemy's own BEGIN replaces
+    the driver's, which starts transactions late and breaks SAVEPOINT.
+    """
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={settings.sqlite_synchronous}",
+            f"busy_timeout={int(settings.busy_timeout * 1000)}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        mode: Any = connection.get_execution_options().get(BEGIN, "DEFERRED")
+        if mode != "NONE":
+            connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def sqlite_has_wal_reset_bug() -> bool:
+    """True for SQLite before 3.51.3: several processes that write may lose a WAL checkpoint's pages."""
+    return sqlite3.sqlite_version_info < (3, 51, 3)

@@ -1,0 +1,62 @@
+"""What a driver's error means: run the transaction again, reconnect, give up for now, or a refusal.
+
+The codes are those of PostgreSQL (SQLSTATE), MySQL/MariaDB (error numbers) and SQLite (result codes); drivers keep them
+in different places, and this is the one place that knows where.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from eventbus_fastapi.errors import StoreError, StoreUnavailable
+
+FAILURES = (SQLAlchemyError, OSError, TimeoutError)
+"""What a database operation may raise, besides bugs of ours."""
+
+CONTENTION_STATES = ("40001", "40P01")
+CONTENTION_NUMBERS = (1213, 1205, 1020)
+"""Deadlock, lock wait timeout, and MariaDB's "record has changed since last read"."""
+BUSY, LOCKED = 5, 6
+
+PASSING_STATES = ("08", "57P", "53", "40", "55P03", "57014", "25006")
+"""SQLSTATE classes that pass by themselves: connection, shutdown and start-up, resources, rollback, lock and statement
+timeout, a server that is read-only after a failover."""
+
+
+def is_contention(exc: BaseException) -> bool:
+    """True if the database asks to run the whole transaction again."""
+    if not isinstance(exc, DBAPIError) or exc.orig is None:
+        return False
+    arguments = exc.orig.args
+    return (
+        getattr(exc.orig, "sqlstate", None) in CONTENTION_STATES
+        or (getattr(exc.orig, "sqlite_errorcode", 0) or 0) & 0xFF in (BUSY, LOCKED)
+        or (bool(arguments) and arguments[0] in CONTENTION_NUMBERS)
+    )
+
+
+def is_disconnect(exc: BaseException) -> bool:
+    """True if the connection, not the statement, failed."""
+    if isinstance(exc, DBAPIError):
+        return exc.connection_invalidated
+    return isinstance(exc, OSError) and not isinstance(exc, TimeoutError)
+
+
+def translate(exc: BaseException) -> StoreError:
+    """Turn a driver's error into ours: StoreUnavailable if trying again makes sense, else StoreError."""
+    if _passes(exc):
+        return StoreUnavailable(f"the database is not available: {first_line(exc)}")
+    return StoreError(f"the database refused: {first_line(exc)}")
+
+
+def _passes(exc: BaseException) -> bool:
+    if not isinstance(exc, DBAPIError) or is_disconnect(exc) or is_contention(exc):
+        return True
+    state = getattr(exc.orig, "sqlstate", None)
+    return isinstance(state, str) and state.startswith(PASSING_STATES)
+
+
+def first_line(exc: BaseException) -> str:
+    """Return what the driver said, one line, without the statement and its parameters."""
+    said = str(getattr(exc, "orig", None) or exc).strip()
+    return said.splitlines()[0][:300] if said else type(exc).__name__

@@ -1,0 +1,105 @@
+"""The outbox: hands an event to the caller's own transaction.
+
+One INSERT goes through the caller's connection, whatever its driver, async or sync; it is committed, rolled back or
+undone with a SAVEPOINT like any other row of the caller. Nothing is flushed, committed, or remembered in Python.
+
+A commit in this process rings the sequencer's bell. The bell is only a hint: a spurious ring is a look for nothing, a
+missing one is covered by polling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from eventbus_fastapi.errors import InvalidInput, quote
+from eventbus_fastapi.events import Draft
+from eventbus_fastapi.store.failures import FAILURES, translate
+from eventbus_fastapi.store.statements import Statements
+
+AsyncTransaction = AsyncSession | AsyncConnection | async_scoped_session[Any]
+SyncTransaction = Session | Connection | scoped_session[Any]
+
+
+class Outbox:
+    """See the module's docstring. `ring` is called, from whatever thread commits, about when a commit happens."""
+
+    def __init__(self, statements: Statements, ring: Callable[[], None]) -> None:
+        self._sql = statements
+        self._ring = ring
+        self._watched: WeakKeyDictionary[Session | Connection, bool] = WeakKeyDictionary()
+
+    async def add(self, transaction: AsyncTransaction, draft: Draft) -> None:
+        """Insert the event through an async session or connection."""
+        if isinstance(transaction, async_scoped_session):
+            transaction = transaction()
+        if isinstance(transaction, AsyncSession):
+            self._watch_session(transaction.sync_session)
+            connection = await transaction.connection()
+        elif isinstance(transaction, AsyncConnection):
+            self._watch_connection(_sync(transaction))
+            connection = transaction
+        else:
+            raise InvalidInput(f"expected an AsyncSession or AsyncConnection, got {type(transaction).__name__}{_hint(transaction)}")
+        try:
+            await connection.execute(*self._sql.insert_draft(draft))
+        except FAILURES as exc:
+            raise translate(exc) from exc
+
+    def add_sync(self, transaction: SyncTransaction, draft: Draft) -> None:
+        """Insert the event through a sync session or connection."""
+        if isinstance(transaction, scoped_session):
+            transaction = transaction()
+        if isinstance(transaction, Session):
+            self._watch_session(transaction)
+            connection = transaction.connection()
+        elif isinstance(transaction, Connection):
+            self._watch_connection(transaction)
+            connection = transaction
+        else:
+            raise InvalidInput(f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}")
+        try:
+            connection.execute(*self._sql.insert_draft(draft))
+        except FAILURES as exc:
+            raise translate(exc) from exc
+
+    def _watch_session(self, session: Session) -> None:
+        """Ring when the session's outermost transaction ends. Listeners stay for the session's life: removing one while
+        it runs is not allowed, and a session that published once is likely to publish again."""
+        if session in self._watched:
+            return
+        self._watched[session] = True
+
+        def ended(_: Session, transaction: Any) -> None:
+            if transaction.parent is None:
+                self._ring()
+
+        event.listen(session, "after_transaction_end", ended)
+
+    def _watch_connection(self, connection: Connection) -> None:
+        """Ring when the connection commits. SQLAlchemy tells this just before the COMMIT is sent, so the sequencer
+        looks again soon after (see `Sequencer.expect`)."""
+        if connection in self._watched:
+            return
+        self._watched[connection] = True
+        event.listen(connection, "commit", lambda _: self._ring())
+
+
+def _sync(connection: AsyncConnection) -> Connection:
+    if connection.sync_connection is None:
+        raise InvalidInput("the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'")
+    return connection.sync_connection
+
+
+def _hint(transaction: object) -> str:
+    """What to do when async and sync are mixed up."""
+    if isinstance(transaction, Session | Connection | scoped_session):
+        return "; use publish_txn_sync for it"
+    if isinstance(transaction, AsyncSession | AsyncConnection | async_scoped_session):
+        return "; use 'await publish_txn' for it"
+    return f" ({quote(transaction)})"

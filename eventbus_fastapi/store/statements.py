@@ -1,0 +1,183 @@
+"""Every SQL statement of the bus, built once per set of tables and the same for async, sync and our own connections.
+
+Nothing here executes. A name says what the statement is for; parameters are named after the columns. The time is
+always the database's: `now_micros()` compiles to unix microseconds on each dialect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Delete,
+    Insert,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from eventbus_fastapi.events import Draft
+from eventbus_fastapi.store.schema import Tables
+
+EVENT_FIELDS = ("message_id", "topic", "key", "payload", "content_type", "metadata")
+
+
+class now_micros(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it stands for
+    """The database's clock as unix microseconds, at the moment the statement runs, not when its transaction began."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_micros, "postgresql")
+def _now_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(now_micros, "mysql")
+@compiles(now_micros, "mariadb")
+def _now_mysql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+@compiles(now_micros, "sqlite")
+def _now_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    # unixepoch('subsec') needs SQLite 3.42; julianday is exact to the millisecond.
+    return "(CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)"
+
+
+class Statements:
+    """The statements over one set of tables."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        head, event, outbox, scheduled, processed = (
+            tables.head,
+            tables.event,
+            tables.outbox,
+            tables.scheduled,
+            tables.processed,
+        )
+        now = now_micros()
+        has_outbox = select(func.min(outbox.c.id)).scalar_subquery()
+
+        # --- publishing ---
+        self.add_to_outbox: Insert = insert(outbox).values(created_at=now).inline()
+        """Parameters: the event's fields and ttl."""
+        self.schedule_after: Insert = (
+            insert(scheduled).values(publish_at=now + bindparam("delay", type_=BigInteger)).inline()
+        )
+        self.schedule_at: Insert = insert(scheduled).inline()
+        self.add_to_log: Insert = insert(event).inline()
+
+        # --- the head and its lock ---
+        self.read_head: Select[Any] = select(head.c.last_seq, head.c.first_seq, head.c.epoch).where(head.c.id == 1)
+        self.lock_head: Select[Any] = select(head.c.last_seq).where(head.c.id == 1).with_for_update()
+        self.lock_head_and_look: Select[Any] = (
+            select(head.c.last_seq, has_outbox).where(head.c.id == 1).with_for_update(of=head)
+        )
+        self.look_at_outbox: Select[Any] = select(has_outbox, now)
+        self.look_at_head_and_outbox: Select[Any] = select(head.c.last_seq, has_outbox, now).where(head.c.id == 1)
+        self.peek: Select[Any] = select(
+            head.c.last_seq,
+            has_outbox,
+            select(func.min(scheduled.c.publish_at)).scalar_subquery(),
+            now,
+        ).where(head.c.id == 1)
+        self.move_head: Update = (
+            update(head).where(head.c.id == 1).values(last_seq=bindparam("last_seq", type_=BigInteger))
+        )
+        self.raise_floor: Update = (
+            update(head).where(head.c.id == 1).values(first_seq=bindparam("first_seq", type_=BigInteger))
+        )
+        self.now: Select[Any] = select(now)
+
+        # --- sequencing ---
+        self.oldest_of_outbox: Select[Any] = (
+            select(outbox.c.id, *(outbox.c[name] for name in EVENT_FIELDS), outbox.c.ttl)
+            .order_by(outbox.c.id)
+            .limit(bindparam("limit"))
+        )
+        self.remove_from_outbox: Delete = delete(outbox).where(outbox.c.id.in_(bindparam("ids", expanding=True)))
+        self.seqs_of_message_ids: Select[Any] = select(event.c.message_id, event.c.seq).where(
+            event.c.message_id.in_(bindparam("message_ids", expanding=True))
+        )
+        self.due: Select[Any] = (
+            select(scheduled.c.id, *(scheduled.c[name] for name in EVENT_FIELDS), scheduled.c.ttl)
+            .where(scheduled.c.publish_at <= now)
+            .order_by(scheduled.c.publish_at, scheduled.c.id)
+            .limit(bindparam("limit"))
+            .with_for_update(skip_locked=True)
+        )
+        self.remove_from_scheduled: Delete = delete(scheduled).where(
+            scheduled.c.id.in_(bindparam("ids", expanding=True))
+        )
+
+        # --- reading ---
+        message_columns: list[ColumnElement[Any]] = [
+            event.c.seq,
+            *(event.c[name] for name in EVENT_FIELDS),
+            event.c.created_at,
+            event.c.expires_at,
+        ]
+        self.read_log: Select[Any] = (
+            select(*message_columns)
+            .where(event.c.seq > bindparam("after", type_=BigInteger))
+            .order_by(event.c.seq)
+            .limit(bindparam("limit"))
+        )
+        self.read_one: Select[Any] = (
+            select(*message_columns, processed.c.seq)
+            .outerjoin_from(event, processed, processed.c.seq == event.c.seq)
+            .where(event.c.seq == bindparam("seq", type_=BigInteger))
+        )
+        self.first_from: Select[Any] = (
+            select(event.c.seq, event.c.created_at)
+            .where(event.c.seq >= bindparam("seq", type_=BigInteger))
+            .order_by(event.c.seq)
+            .limit(1)
+        )
+        self.processed_between: Select[Any] = select(processed.c.seq).where(
+            processed.c.seq > bindparam("after", type_=BigInteger),
+            processed.c.seq <= bindparam("up_to", type_=BigInteger),
+        )
+
+        # --- acknowledging ---
+        self.state_of_seqs: Select[Any] = (
+            select(event.c.seq, event.c.message_id, processed.c.seq)
+            .outerjoin_from(event, processed, processed.c.seq == event.c.seq)
+            .where(event.c.seq.in_(bindparam("seqs", expanding=True)))
+        )
+        self.mark_processed: Insert = insert(processed).values(processed_at=now).inline()
+
+        # --- retention ---
+        self.expired: Select[Any] = (
+            select(event.c.seq).where(event.c.expires_at <= now).order_by(event.c.expires_at).limit(bindparam("limit"))
+        )
+        self.oldest_of_log: Select[Any] = (
+            select(event.c.seq, event.c.created_at).order_by(event.c.seq).limit(bindparam("limit"))
+        )
+        self.remove_from_log: Delete = delete(event).where(event.c.seq.in_(bindparam("seqs", expanding=True)))
+        self.remove_from_processed: Delete = delete(processed).where(
+            processed.c.seq.in_(bindparam("seqs", expanding=True))
+        )
+
+    def insert_draft(self, draft: Draft) -> tuple[Insert, dict[str, Any]]:
+        """Return the insert that hands one event to the outbox (or to the scheduled), and its parameters."""
+        values = draft._asdict()
+        delay, publish_at = values.pop("delay"), values.pop("publish_at")
+        if delay is not None:
+            return self.schedule_after, {**values, "delay": delay}
+        if publish_at is not None:
+            return self.schedule_at, {**values, "publish_at": publish_at}
+        return self.add_to_outbox, values
