@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     # --- database ---
     database_url: str = "sqlite+aiosqlite:///eventbus.db"
     """SQLAlchemy URL with an async driver: `sqlite+aiosqlite`, `postgresql+asyncpg`, `postgresql+psycopg`,
-    `mysql+aiomysql` or `mysql+asyncmy` (`mariadb+…` too). Defaults to the file eventbus.db in the working directory."""
+    `mysql+asyncmy` (`mariadb+asyncmy` too). Defaults to the file eventbus.db in the working directory."""
     table_prefix: str = Field("bus_", pattern=r"^[a-z_][a-z0-9_]{0,29}$")
     """Prefix of all table names. Defaults to `bus_`."""
     db_schema: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")

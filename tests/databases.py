@@ -101,7 +101,7 @@ class MySQLFactory:
     """A database is one of a server's; `url` needs to name none."""
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url).set(drivername="mysql+aiomysql")
+        self._url = make_url(url).set(drivername="mysql+asyncmy")
 
     def create(self) -> str:
         name = _new_name()
@@ -149,7 +149,7 @@ def open_factory(kind: str, directory: Path) -> Iterator[DatabaseFactory]:
 def _mysql_url() -> str:
     url = os.environ.get(MYSQL_URL)
     if not url:
-        _unavailable(f"no MySQL or MariaDB: {MYSQL_URL} is not set, as in mysql+aiomysql://root@127.0.0.1:3306/")
+        _unavailable(f"no MySQL or MariaDB: {MYSQL_URL} is not set, as in mysql+asyncmy://root@127.0.0.1:3306/")
     return url
 
 

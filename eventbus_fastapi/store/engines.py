@@ -26,7 +26,7 @@ statement stands alone. Default: DEFERRED."""
 
 EXTRAS = {
     "asyncpg": "postgres",
-    "aiomysql": "mysql",
+    "asyncmy": "mysql",
 }
 
 
@@ -51,7 +51,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
         raise SettingsError(f"database URL {quote(settings.database_url)} cannot be read: {exc}") from exc
     except (NoSuchModuleError, InvalidRequestError) as exc:
         raise SettingsError(
-            f"database URL needs an async driver, such as sqlite+aiosqlite, postgresql+asyncpg or mysql+aiomysql: {exc}"
+            f"database URL needs an async driver, such as sqlite+aiosqlite, postgresql+asyncpg or mysql+asyncmy: {exc}"
         ) from exc
     except ModuleNotFoundError as exc:
         extra = EXTRAS.get(exc.name or "")
