@@ -1,10 +1,10 @@
-"""Create the log: head, event, outbox, scheduled, processed.
+"""Create the log.
 
 Revision ID: 0001
 Revises:
 
-The names of tables and indexes begin with the prefix that the caller configured. On MySQL each CREATE commits at once,
-so a run that was broken off, up or down, is taken up where it stopped.
+The tables: head, event, outbox, scheduled, processed. The names of tables and indexes begin with the prefix that the caller configured. On MySQL each CREATE and DROP
+commits at once, so a run that was broken off is taken up where it stopped.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ depends_on = None
 
 MYSQL = ("mysql", "mariadb")
 
-TABLE_OPTIONS = {
+TABLE_OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in MYSQL
     for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
 }
 
-# A UUID made by the database: one script may be run on several databases, and each log needs an epoch of its own.
+# The database makes the epoch of a script, which may be run on several databases: each log needs its own.
 NEW_EPOCH = {
     "postgresql": "gen_random_uuid()",
     "sqlite": "randomblob(16)",

@@ -1,12 +1,13 @@
 """The revisions of our tables: says where a database stands, and moves it from one revision to another.
 
-The steps are Alembic revisions (`alembic/versions` in a checkout, `eventbus_fastapi/_alembic/versions` in an installed
-package). They run on the connection that the caller gives and in its transaction; nothing is committed here, except on
-MySQL, where every CREATE and DROP commits by itself. Our version table is `{prefix}alembic_version`, so a database may
-hold other Alembic histories beside ours.
+The steps are Alembic revisions (`alembic/versions` in a checkout, `eventbus_fastapi/_alembic/versions` in an
+installed package). They run on the connection that the caller gives and in its transaction; nothing is committed
+here, except on MySQL, where every CREATE and DROP commits by itself. Our version table is
+`{prefix}alembic_version`, so a database may hold other Alembic histories beside ours.
 
-Alembic's global proxies (`alembic.op`, `alembic.context`) and its env.py are never used here: several migrations may
-run in one process at once, also from inside a migration of the user's own. Nothing is printed, no logging is set up.
+Alembic's global proxies (`alembic.op`, `alembic.context`) and its env.py are never used here: several migrations
+may run in one process at once, also from inside a migration of the user's own. Nothing is printed, no logging is
+set up.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def check(connection: Connection, tables: Tables) -> None:
 
 
 def table_names(tables: Tables) -> frozenset[str]:
-    """Return the names of all our tables, the version table included: what another autogenerate must leave alone."""
+    """Return the names of all our tables and of the version table: what other histories must leave alone."""
     return frozenset({table.name for table in tables.metadata.tables.values()} | {tables.version_table})
 
 
@@ -98,9 +99,10 @@ def table_names(tables: Tables) -> frozenset[str]:
 def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> None:
     """Bring the tables up to `revision`; do nothing when they are there or beyond.
 
-    `revision` is one of `revisions()`, "head", or relative ("+1"). Safe to call from several processes at once: one
-    does the work, the others wait until its transaction ends. A schema that is missing is created. On SQLite a
-    transaction that is open already must have begun with BEGIN IMMEDIATE. On MySQL the transaction so far is committed.
+    `revision` is one of `revisions()`, "head", or relative ("+1"). Safe to call from several processes at once:
+    one does the work, the others wait until its transaction ends. A schema that is missing is created. On SQLite
+    a transaction that is open already must have begun with BEGIN IMMEDIATE. On MySQL the transaction is committed
+    before and after.
 
     Raises:
         SchemaOutdated: the tables are newer than this version of the package.
@@ -117,9 +119,9 @@ def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> N
 def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
     """Take the tables back to `revision`; do nothing when they are there or below.
 
-    `revision` is one of `revisions()`, "base", or relative ("-1"). "base" removes all our tables with every event in
-    them, and the version table; a schema stays, even one that `upgrade` created. Locks, transactions and errors are
-    those of `upgrade`.
+    `revision` is one of `revisions()`, "base", or relative ("-1"). "base" removes all our tables with every event
+    in them, and the version table; a schema stays, even one that `upgrade` created. Locks, transactions and errors
+    are those of `upgrade`.
     """
     with alone(connection, tables):
         start = current(connection, tables)
@@ -131,15 +133,16 @@ def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
 def move(context: MigrationContext, tables: Tables, start: str, end: str) -> None:
     """Run the steps between two of our revisions as a part of a migration in another Alembic history.
 
-    `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`, offline
-    (`--sql`) the steps are written where the other history is written.
+    `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`; offline
+    (`--sql`) the steps are written to where the other history is written.
     """
     _check_schema_setting(context.dialect.name, tables)
     first, last = _resolve(start, None, tables), _resolve(end, None, tables)
     if context.as_sql:
         _write_sql(context, tables, first, last)
         return
-    assert context.connection is not None
+    if context.connection is None:
+        raise StoreError("the migration context has no connection")
     go = upgrade if _place(last) > _place(first) else downgrade
     go(context.connection, tables, end)
 
@@ -190,15 +193,15 @@ async def run(
 
 
 def run_steps(context: MigrationContext, tables: Tables) -> None:
-    """Run the steps that `context` was made for; the version table comes before the first and goes after the last."""
-    changes = not context.opts.get("dont_mutate", False)
-    if tables.schema and changes and not context.get_current_heads():
-        _create_schema(context, tables.schema)
-    if changes and not context.as_sql and context.dialect.name in MYSQL:
-        # Alembic would name the primary key, which MariaDB answers with a warning.
-        _version_table(tables).create(context.connection, checkfirst=True)
+    """Run the steps that `context` was made for. A schema comes before the first, the version table goes with the last.
+
+    Offline, the version table stays: only who asked for the steps knows where they end.
+    """
+    is_reading = context.opts.get("dont_mutate", False)
+    if not is_reading:
+        _prepare(context, tables)
     context.run_migrations(op=Operations(context), prefix=tables.prefix, schema=tables.schema)
-    if changes and not context.as_sql and not context.get_current_heads():
+    if not is_reading and not context.as_sql and not context.get_current_heads():
         _drop_version_table(context, tables)
 
 
@@ -218,13 +221,11 @@ def alone(connection: Connection, tables: Tables) -> Iterator[None]:
         connection.execute(select(func.pg_advisory_xact_lock(_lock_number(tables.schema, tables.prefix))))
         yield
     else:
-        # MySQL commits at every CREATE and DROP, so only a lock of the session spans the work. It is given back after
-        # a commit: who comes next must see the version. And it starts with one: a snapshot taken earlier would not.
+        # MySQL commits at every CREATE and DROP, so only a lock of the session spans the work. A commit comes first,
+        # as a snapshot taken earlier would not see what others did, and last, so that the next one sees the version.
         name = f"eventbus:{_lock_number(connection.scalar(select(func.database())), tables.prefix)}"
         if not connection.scalar(select(func.get_lock(name, MYSQL_LOCK_TIMEOUT))):
-            raise StoreUnavailable(
-                f"another migration of {_qualified(tables)} has run for {MYSQL_LOCK_TIMEOUT} s"
-            )
+            raise StoreUnavailable(f"another migration of {_qualified(tables)} has run for {MYSQL_LOCK_TIMEOUT} s")
         try:
             connection.exec_driver_sql("COMMIT")
             yield
@@ -242,9 +243,7 @@ def _scripts() -> ScriptDirectory:
     for directory in (package / "_alembic", package.parent / "alembic"):
         if (directory / "versions").is_dir():
             return ScriptDirectory(str(directory))
-    raise StoreError(
-        f"the migrations are missing: neither {package / '_alembic'} nor a checkout's alembic/ exists"
-    )
+    raise StoreError(f"the migrations are missing, expected them in {package / '_alembic'}")
 
 
 def _resolve(revision: str, start: str | None, tables: Tables) -> str | None:
@@ -259,9 +258,8 @@ def _resolve(revision: str, start: str | None, tables: Tables) -> str | None:
     if re.fullmatch(r"[+-]\d+", revision) and 0 <= known.index(start) + int(revision) < len(known):
         return known[known.index(start) + int(revision)]
     if revision not in known:
-        raise StoreError(
-            f"there is no revision {quote(revision)}, expected base, {', '.join(revisions())} or head"
-        )
+        expected = ", ".join(("base", *revisions()))
+        raise StoreError(f"there is no revision {quote(revision)}, expected {expected} or head")
     return revision
 
 
@@ -272,9 +270,7 @@ def _place(revision: str | None) -> int:
 def _migrate(connection: Connection, tables: Tables, start: str | None, end: str | None) -> None:
     context = MigrationContext.configure(connection, opts=_steps(tables, start, end))
     run_steps(context, tables)
-    logger.info(
-        "moved the tables of the bus (%s) from %s to %s", _qualified(tables), start or "base", end or "base"
-    )
+    logger.info("moved %s from revision %s to %s", _qualified(tables), start or "base", end or "base")
 
 
 def _write_sql(outer: MigrationContext, tables: Tables, start: str | None, end: str | None) -> None:
@@ -303,10 +299,15 @@ def _steps(tables: Tables, start: str | None, end: str | None) -> dict[str, Any]
     return {**context_options(tables), "script": scripts, "fn": steps}
 
 
-def _create_schema(context: MigrationContext, schema: str) -> None:
+def _prepare(context: MigrationContext, tables: Tables) -> None:
+    connection = None if context.as_sql else context.connection
     # CREATE SCHEMA IF NOT EXISTS needs the right to create one even where it exists, so look first.
-    if context.as_sql or not inspect(context.connection).has_schema(schema):
-        context.execute(CreateSchema(schema, if_not_exists=True))
+    has_schema = connection is not None and tables.schema and inspect(connection).has_schema(tables.schema)
+    if tables.schema and not has_schema and not context.get_current_heads():
+        context.execute(CreateSchema(tables.schema, if_not_exists=True))
+    if connection is not None and context.dialect.name in MYSQL:
+        # Alembic would give the primary key a name, which MariaDB answers with a warning.
+        _version_table(tables).create(connection, checkfirst=True)
 
 
 def _drop_version_table(context: MigrationContext, tables: Tables) -> None:
@@ -327,7 +328,7 @@ def _begin_immediate(connection: Connection) -> None:
         connection.execution_options(**{BEGIN: "IMMEDIATE"})
         connection.begin()
         connection.execution_options(**{BEGIN: mode})
-    # An engine without our listener leaves BEGIN to the driver, which would put it off until the first INSERT.
+    # An engine without our listener leaves BEGIN to the driver, which puts it off until the first INSERT.
     driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -340,9 +341,7 @@ def _lock_number(*names: str | None) -> int:
 
 def _check_schema_setting(dialect: str, tables: Tables) -> None:
     if tables.schema is not None and dialect != "postgresql":
-        raise SettingsError(
-            f"setting db_schema (EVENTBUS_DB_SCHEMA) is for PostgreSQL only, the database is {dialect}"
-        )
+        raise SettingsError(f"setting db_schema (EVENTBUS_DB_SCHEMA) is for PostgreSQL only, the database is {dialect}")
 
 
 def _refuse_newer(found: str, tables: Tables) -> None:
@@ -353,8 +352,8 @@ def _refuse_newer(found: str, tables: Tables) -> None:
     except PackageNotFoundError:
         package = "this eventbus-fastapi"
     raise SchemaOutdated(
-        f"the tables of the bus ({_qualified(tables)}) are at revision {found}, which {package} does not know: it needs "
-        f"{head_revision()}. Install the newer eventbus-fastapi that made them, or with that one run "
+        f"the tables of the bus are at revision {found}, which {package} does not know, revision {head_revision()} "
+        f"is needed; install the newer eventbus-fastapi that made them, or run there "
         f"`eventbus migrate downgrade {head_revision()}` with {_environment(tables)}"
     )
 
