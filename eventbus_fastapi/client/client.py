@@ -1,0 +1,445 @@
+"""`EventBusClient`: what a program asks for, and the one task that keeps a connection open for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, Self
+from uuid import UUID
+
+from eventbus_fastapi.backoff import FullJitter
+from eventbus_fastapi.client.config import ClientConfig, seconds
+from eventbus_fastapi.client.connection import Connection, Ending
+from eventbus_fastapi.client.subscription import ClientSubscription
+from eventbus_fastapi.client.waiters import Waiters, fresh
+from eventbus_fastapi.errors import (
+    ClientError,
+    ConnectionLost,
+    ConnectionRefused,
+    EventBusError,
+    InvalidEvent,
+    InvalidInput,
+    LogGap,
+    NotRunning,
+    quote,
+)
+from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
+from eventbus_fastapi.protocol.client import ClientSession
+from eventbus_fastapi.protocol.commands import Start, Subscribe
+from eventbus_fastapi.protocol.reading import Reading
+from eventbus_fastapi.settings import Overflow
+from eventbus_fastapi.topics import check_pattern
+
+logger = logging.getLogger("eventbus_fastapi.client")
+
+Draftable = Event | tuple[str, Any] | Mapping[str, Any]
+"""An event to publish: a typed one, a topic and a payload, or a mapping with `topic`, `payload` and, where wanted,
+`key`, `message_id`, `metadata`, `ttl`, `delay`, `content_type`."""
+
+AT_ONCE = 0.25
+"""Longest pause, seconds, before coming back to a server that restarts."""
+_MAX_PAYLOAD = 16_000_000
+_FIELDS = frozenset({"topic", "payload", "key", "message_id", "metadata", "ttl", "delay", "content_type"})
+
+
+class EventBusClient:
+    """A connection to a bus elsewhere that heals itself.
+
+    It connects when it is first used, and keeps trying. Calls wait meanwhile; what they ask for is kept in memory, in
+    order and bounded. A call fails only if the server refuses it, if it was cancelled, or if the connection ended for
+    good: `ConnectionLost` after `max_retries` attempts (the next call tries again), `ConnectionRefused` where trying
+    again makes no sense, `NotRunning` after `close()`.
+
+    One client belongs to one event loop. Any number of its tasks may use it at once.
+    """
+
+    def __init__(self, config: ClientConfig | str | None = None) -> None:
+        self.config = ClientConfig(url=config) if isinstance(config, str) else config or ClientConfig()
+        backoff = FullJitter(
+            min(seconds(self.config.reconnect_interval), seconds(self.config.max_reconnect_interval)),
+            seconds(self.config.max_reconnect_interval),
+        )
+        self._backoff = backoff
+        self._at_once = FullJitter(min(AT_ONCE, backoff.base), AT_ONCE)
+        self._session = ClientSession(
+            backoff=backoff,
+            max_retries=self.config.max_retries,
+            max_pending=self.config.max_pending,
+            max_pending_bytes=self.config.max_pending_bytes,
+        )
+        self._answers: dict[int, asyncio.Future[list[Receipt] | None]] = {}
+        self._subscriptions: weakref.WeakValueDictionary[Reading, ClientSubscription] = weakref.WeakValueDictionary()
+        self._connected = Waiters()
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._refused: ConnectionRefused | None = None
+        self._closed: asyncio.Event | None = None
+        """None until `close()` is called; set when it is done."""
+
+    # --- connection ----------------------------------------------------------------------------------
+
+    @classmethod
+    async def connect(cls, config: ClientConfig | str | None = None) -> Self:
+        """Return a client that is connected.
+
+        Raises:
+            ConnectionLost: the server could not be reached within `max_retries`; never if that is None.
+            ConnectionRefused: the server does not want this client.
+        """
+        client = cls(config)
+        try:
+            await client.wait_connected()
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open now."""
+        return self._session.welcome is not None
+
+    async def wait_connected(self) -> None:
+        """Wait until a connection is open.
+
+        Raises:
+            ConnectionLost, ConnectionRefused, NotRunning: see the class.
+        """
+        while not self.connected:
+            self.ensure_running()
+            await self._connected.wait()
+
+    async def close(self) -> None:
+        """End the client. Subscriptions end; what was published or acknowledged may still be answered.
+
+        Requests without an answer after `close_timeout` fail with `NotRunning`; whether the server did them is not
+        known. No task, socket or timer is left when this returns. Closing twice is closing once.
+        """
+        if self._closed is not None:
+            await self._closed.wait()
+            return
+        self._closed = asyncio.Event()
+        try:
+            for subscription in list(self._subscriptions.values()):
+                subscription.end()
+            if self._answers and self._is_running:
+                await asyncio.wait(self._answers.values(), timeout=seconds(self.config.close_timeout))
+        finally:
+            await self._stop()
+            self._closed.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- publishing ----------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        topic: str | Event,
+        payload: Any = UNSET,
+        *,
+        message_id: UUID | str | None = None,
+        ttl: float | timedelta | None = None,
+        key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        delay: float | timedelta | None = None,
+        content_type: str | None = None,
+        durable: bool = True,
+    ) -> Receipt:
+        """Publish one event: a topic and a payload, or an `Event`. When this returns the server has committed it.
+
+        Events of one client enter the log in the order of the calls, also over reconnects. One that is not answered yet
+        when the connection is lost is sent again with the same message_id, so it is stored once. One that the server
+        refuses for the moment (`store.unavailable`) holds back those behind it and is sent again, at most
+        `max_retries` times; those that were on their way already may overtake it.
+
+        Cancelling the call takes the event back if it was not sent yet.
+
+        `durable=False`: the event reaches the live subscriptions of the server that gets it, without storage. It is
+        sent at most once. `ttl` and `delay` (seconds or a timedelta) count from when the server takes the event.
+
+        Raises:
+            InvalidInput: the event does not follow the rules.
+            FrameTooLarge: it is more than the server accepts in one frame.
+            PublishBufferFull: `max_pending` or `max_pending_bytes` wait already; nothing was taken.
+            RemoteError: the server refused it; `code` says why.
+            ConnectionLost: `durable=False` and the connection was lost before the answer; see the class as well.
+        """
+        draft = make_draft(
+            topic,
+            payload,
+            key=key,
+            message_id=message_id,
+            metadata=metadata,
+            ttl=ttl,
+            delay=delay,
+            content_type=content_type,
+            max_payload=self._max_payload,
+        )
+        return (await self._publish([draft], is_batch=False, is_live=not durable))[0]
+
+    async def publish_many(self, events: Sequence[Draftable], *, durable: bool = True) -> list[Receipt]:
+        """Publish all events or none, in order, as one batch. Otherwise as `publish`.
+
+        Raises:
+            InvalidInput: an event does not follow the rules, or there are more than the server accepts.
+        """
+        drafts = [self._draft(event) for event in events]
+        if not drafts:
+            return []
+        return await self._publish(drafts, is_batch=True, is_live=not durable)
+
+    async def _publish(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> list[Receipt]:
+        self.ensure_running()
+        receipts = await self._answer(self._session.publish(drafts, is_batch=is_batch, is_live=is_live))
+        assert receipts is not None
+        return receipts
+
+    def _draft(self, event: Draftable) -> Draft:
+        if isinstance(event, Mapping):
+            if foreign := event.keys() - _FIELDS:
+                raise InvalidEvent(
+                    f"unknown field {quote(min(map(str, foreign)))}; known are {', '.join(sorted(_FIELDS))}"
+                )
+            options = {name: value for name, value in event.items() if name not in ("topic", "payload")}
+            topic: Any = event.get("topic")
+            return make_draft(topic, event.get("payload", UNSET), **options, max_payload=self._max_payload)
+        if isinstance(event, tuple):
+            if len(event) != 2:
+                raise InvalidEvent(f"expected a topic and a payload, got a tuple of {len(event)}")
+            return make_draft(*event, max_payload=self._max_payload)
+        return make_draft(event, max_payload=self._max_payload)
+
+    @property
+    def _max_payload(self) -> int:
+        """What the last server accepts; before one has said so, what no server exceeds."""
+        return self._session.limits.get("max_payload", _MAX_PAYLOAD)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        *patterns: str | type[Event],
+        start: Start = "now",
+        after: int | None = None,
+        epoch: UUID | None = None,
+        payload_type: Any = None,
+        include_processed: bool = False,
+        overflow: Overflow | None = None,
+        buffer: int | None = None,
+        on_gap: Callable[[LogGap], object] | None = None,
+    ) -> ClientSubscription:
+        """Subscribe to every event that matches one of the patterns, each once and in order.
+
+        It starts at once; `async with client.subscribe(…) as subscription` waits until the server has confirmed it.
+
+        `start` is `"now"`, `"earliest"`, a seq (exclusive, the same as `after`) or a time with its zone. `epoch` says
+        which log that seq belongs to (`ClientSubscription.epoch`); if the server has another one by now, a gap with
+        reason `epoch` comes first and reading starts at its beginning.
+
+        A pattern may be an `Event` class: that is its topic, and its messages have instances of it as `payload`.
+        `payload_type` does that for all others: any type that Pydantic validates. A payload that does not fit raises
+        `InvalidPayload` when it is looked at; the subscription goes on.
+
+        `on_gap` gets each `LogGap`, at its place among the messages, instead of the loop raising it. `overflow` and
+        `buffer` are what the server does when the program falls behind; None: its own defaults.
+
+        Raises:
+            InvalidPattern: a pattern does not follow the grammar.
+            InvalidInput: the start cannot be used.
+            NotRunning, ConnectionRefused: see the class.
+        """
+        types = {pattern.__topic__: pattern for pattern in patterns if not isinstance(pattern, str)}
+        options = Subscribe(
+            tuple(dict.fromkeys(_pattern(pattern) for pattern in patterns)),
+            start=_start(start, after),
+            epoch=epoch,
+            include_processed=include_processed,
+            overflow=overflow,
+            buffer=buffer,
+        )
+        if not options.patterns:
+            raise InvalidInput("subscribe() needs at least one pattern")
+        self.ensure_running()
+        reading = self._session.subscribe(options, self.config.window)
+        subscription = ClientSubscription(self, reading, types, payload_type, on_gap)
+        self._subscriptions[reading] = subscription
+        # One that nobody refers to cannot be read any more: the server need not send it.
+        loop = asyncio.get_running_loop()
+        weakref.finalize(subscription, _drop_later, weakref.ref(self), loop, reading).atexit = False
+        self._wake()
+        return subscription
+
+    async def ack(self, message: Message) -> None:
+        """Mark a message processed, as `message.ack()` does. Returns when the server has confirmed it.
+
+        A message that is not stored (`durable=False`) needs no ack; this does nothing then.
+
+        Raises:
+            RemoteError: the server refused it: `event.not_found`, `ack.mismatch`.
+        """
+        if message.is_durable:
+            self.ensure_running()
+            await self._answer(self._session.acknowledge(message.seq, message.message_id))
+
+    # --- for its subscriptions -----------------------------------------------------------------------
+
+    def take(self, reading: Reading) -> Message | LogGap | None:
+        item = self._session.take(reading)
+        if self._session.has_frame():
+            self._wake()
+        return item
+
+    def drop(self, reading: Reading) -> None:
+        self._session.unsubscribe(reading)
+        self._wake()
+
+    def ensure_running(self) -> None:
+        """Make sure that a connection is open or being opened.
+
+        Raises:
+            NotRunning: the client is closed.
+            ConnectionRefused: the server does not want it.
+        """
+        if self._closed is not None:
+            raise NotRunning("the client is closed")
+        if self._refused is not None:
+            raise fresh(self._refused)
+        if not self._is_running:
+            # In a context of its own: what the first caller holds there must not live as long as the client.
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name="eventbus-client", context=contextvars.Context()
+            )
+
+    # --- the task ------------------------------------------------------------------------------------
+
+    @property
+    def _is_running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def _run(self) -> None:
+        """Keep a connection open until that makes no sense any more."""
+        failures = 0
+        try:
+            while True:
+                self._connection = Connection(self.config, self._session, self._carry_out)
+                ending = await self._connection.run()
+                failures = failures if ending.is_failure else 0
+                if error := self._end_of(ending, failures):
+                    self._fail(error)
+                    return
+                delay = ending.after + self._delay(ending, failures)
+                logger.warning(
+                    "no connection to %s (%s), next attempt in %.2f s", self.config.address, ending.reason, delay
+                )
+                failures += 1
+                await asyncio.sleep(delay)
+        except Exception as exc:
+            logger.exception("the client of %s has failed", self.config.address)
+            self._fail(ClientError(f"the client has failed: {type(exc).__name__}: {exc}"))
+        finally:
+            self._connection = None
+
+    def _end_of(self, ending: Ending, failures: int) -> ClientError | None:
+        """Return why the client stops, or None if it goes on."""
+        error: ClientError
+        if ending.verdict == "stop":
+            error = self._refused = ConnectionRefused(f"{self.config.address} refused the connection: {ending.reason}")
+        elif self.config.max_retries is not None and failures >= self.config.max_retries:
+            error = ConnectionLost(f"no connection to {self.config.address} after {failures} retries: {ending.reason}")
+        else:
+            return None
+        error.__cause__ = ending.cause
+        return error
+
+    def _delay(self, ending: Ending, failures: int) -> float:
+        return (self._at_once if ending.verdict == "return" else self._backoff).delay(failures)
+
+    def _carry_out(self) -> None:
+        """Tell those who wait what the session has settled."""
+        session = self._session
+        for request_id, result, error in session.settled:
+            answer = self._answers.pop(request_id, None)
+            if answer is None or answer.done():
+                continue
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+        session.settled.clear()
+        for reading in session.changed:
+            if subscription := self._subscriptions.get(reading):
+                subscription.wake()
+        session.changed.clear()
+        if self.connected:
+            self._connected.wake()
+
+    def _fail(self, error: EventBusError) -> None:
+        """Raise an error wherever somebody waits."""
+        for request_id, answer in list(self._answers.items()):
+            self._session.forget(request_id)
+            if not answer.done():
+                answer.set_exception(fresh(error))
+        self._answers.clear()
+        self._connected.fail(error)
+        for subscription in list(self._subscriptions.values()):
+            subscription.fail(error)
+
+    async def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._fail(NotRunning("the client was closed before the server answered"))
+
+    async def _answer(self, request_id: int) -> list[Receipt] | None:
+        """Wait for the answer to a request; take it back if that is cancelled."""
+        answer: asyncio.Future[list[Receipt] | None] = asyncio.get_running_loop().create_future()
+        self._answers[request_id] = answer
+        self._wake()
+        try:
+            return await answer
+        finally:
+            self._answers.pop(request_id, None)
+            self._session.forget(request_id)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, even if this task was cancelled before it could raise it
+
+    def _wake(self) -> None:
+        if self._connection is not None:
+            self._connection.wake()
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "closed" if self._closed is not None else "not connected"
+        return f"<EventBusClient {self.config.address} {state}>"
+
+
+def _pattern(pattern: str | type[Event]) -> str:
+    return check_pattern(pattern if isinstance(pattern, str) else pattern.__topic__)
+
+
+def _start(start: Start, after: int | None) -> Start:
+    if after is not None:
+        if start != "now":
+            raise InvalidInput("give start or after, not both")
+        start = after
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise InvalidInput(f"start: expected a time with its zone, got {start.isoformat()}")
+    elif isinstance(start, bool) or not (start in ("now", "earliest") or (isinstance(start, int) and start >= 0)):
+        raise InvalidInput(f"start: expected 'now', 'earliest', a seq of 0 or more or a time, got {quote(start)}")
+    return start
+
+
+def _drop_later(client: weakref.ref[EventBusClient], loop: asyncio.AbstractEventLoop, reading: Reading) -> None:
+    """End a subscription that was garbage collected, which may happen in any thread."""
+    if (alive := client()) is not None:
+        with suppress(RuntimeError):  # the loop is closed, and the client with it
+            loop.call_soon_threadsafe(alive.drop, reading)

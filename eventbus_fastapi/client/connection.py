@@ -1,0 +1,225 @@
+"""One connection to the server, from dialling to its end.
+
+It moves frames between a socket and the `ClientSession`, sends heartbeats and listens for them. It decides nothing but
+how the connection ended; whether to come back is for the client to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidStatus,
+    NegotiationError,
+    SecurityError,
+    WebSocketException,
+)
+from websockets.frames import CloseCode
+from websockets.typing import Subprotocol
+
+from eventbus_fastapi.client.config import ClientConfig, seconds
+from eventbus_fastapi.errors import BadFrame
+from eventbus_fastapi.protocol.client import ClientSession, Verdict, verdict
+from eventbus_fastapi.protocol.frames import SUBPROTOCOL
+
+logger = logging.getLogger("eventbus_fastapi.client")
+
+CLOSING = 1.0
+"""Longest closing handshake, seconds. A server that takes longer is left without one."""
+SILENCE = 2.5
+"""Heartbeats without a frame from the server after which a connection counts as lost."""
+TRANSIENT_STATUSES = frozenset({408, 425, 429})
+"""HTTP statuses of the 4xx class that a later attempt may not get."""
+
+
+class Ending(NamedTuple):
+    """How a connection, or the attempt to open one, ended."""
+
+    verdict: Verdict
+    reason: str
+    is_failure: bool
+    """True: it counts against `max_retries`, as it never opened or the server broke the protocol."""
+    after: float = 0.0
+    """Seconds that the server asked to wait."""
+    cause: Exception | None = None
+
+
+class Connection:
+    """One socket, the task that reads it and the task that writes it."""
+
+    def __init__(self, config: ClientConfig, session: ClientSession, on_progress: Callable[[], None]) -> None:
+        self._config = config
+        self._session = session
+        self._on_progress = on_progress
+        """Called after the session has changed, to carry out what it settled."""
+        self._loop = asyncio.get_running_loop()
+        self._has_work = asyncio.Event()
+        self._heard_at = self._loop.time()
+        self._is_suspect = False
+        self._is_silent = False
+        self._silence: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Say that the session may have something to send."""
+        self._has_work.set()
+
+    async def run(self) -> Ending:
+        """Connect, and serve the session until the connection ends. Nothing of it is left afterwards."""
+        try:
+            websocket = await self._dial()
+        except (OSError, TimeoutError, EOFError, WebSocketException) as exc:
+            return _refusal(exc)
+        try:
+            if websocket.subprotocol != SUBPROTOCOL:
+                return Ending("stop", f"the server does not speak {SUBPROTOCOL}", is_failure=True)
+            return await self._serve(websocket)
+        finally:
+            self._session.disconnected()
+            self._on_progress()
+            await _close(websocket)
+
+    async def _dial(self) -> ClientConnection:
+        options: dict[str, Any] = {} if self._config.ssl is None else {"ssl": self._config.ssl}
+        return await connect(
+            self._config.url,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            additional_headers=self._config.headers,
+            proxy=self._config.proxy,
+            compression=None,
+            open_timeout=seconds(self._config.open_timeout),
+            ping_interval=None,  # the protocol has its own heartbeats, both ways
+            close_timeout=CLOSING,
+            max_size=self._config.max_frame,
+            **options,
+        )
+
+    async def _serve(self, websocket: ClientConnection) -> Ending:
+        self._heard_at = self._loop.time()
+        self._listen_for_silence(websocket)
+        writer = self._loop.create_task(self._write(websocket), name="eventbus-client-writer")
+        writer.add_done_callback(lambda task: _end_reading(task, websocket))
+        try:
+            await self._read(websocket)
+        except ConnectionClosed as exc:
+            return self._ending(exc)
+        except BadFrame as exc:
+            await _close(websocket, CloseCode.PROTOCOL_ERROR)
+            return Ending("back_off", str(exc), is_failure=True, cause=exc)
+        finally:
+            if self._silence is not None:
+                self._silence.cancel()
+            writer.cancel()
+            await asyncio.wait([writer])
+            if not writer.cancelled() and (fault := writer.exception()):
+                raise fault
+
+    async def _read(self, websocket: ClientConnection) -> NoReturn:
+        while True:
+            text = await websocket.recv()
+            self._heard_at = self._loop.time()
+            was_open = self._session.welcome is not None
+            self._session.receive(text, self._heard_at)
+            if not was_open:
+                logger.info("connected to %s", self._config.address)
+            if self._session.has_frame() or self._session.due() is not None:
+                self._has_work.set()
+            self._on_progress()
+
+    async def _write(self, websocket: ClientConnection) -> None:
+        sent_at = self._loop.time()
+        try:
+            while True:
+                self._has_work.clear()
+                while (frame := self._session.next_frame(self._loop.time())) is not None:
+                    await websocket.send(frame)
+                    sent_at = self._loop.time()
+                self._on_progress()
+                heartbeat = self._heartbeat
+                if heartbeat is not None and self._loop.time() >= sent_at + heartbeat:
+                    await websocket.send(self._session.ping())
+                    sent_at = self._loop.time()
+                await self._work_or(None if heartbeat is None else sent_at + heartbeat)
+        except ConnectionClosed:
+            pass  # the reader sees it as well, and tells why
+
+    async def _work_or(self, ping_at: float | None) -> None:
+        """Wait until there may be something to send, or it is time to ping."""
+        times = [time for time in (ping_at, self._session.due()) if time is not None]
+        try:
+            async with asyncio.timeout_at(min(times, default=None)):
+                await self._has_work.wait()
+        except TimeoutError:
+            pass
+
+    @property
+    def _heartbeat(self) -> float | None:
+        """Seconds between heartbeats; None: the server has not said yet."""
+        return None if self._session.welcome is None else self._session.welcome.heartbeat
+
+    def _listen_for_silence(self, websocket: ClientConnection) -> None:
+        """Drop the connection if the server is silent for too long; look again later if not."""
+        heartbeat = self._heartbeat
+        limit = seconds(self._config.open_timeout) if heartbeat is None else SILENCE * heartbeat
+        left = self._heard_at + limit - self._loop.time()
+        if left > 0:
+            self._is_suspect = False
+        elif not self._is_suspect:
+            # If it was this program that did not get to reading, what has arrived is read before the next look.
+            self._is_suspect, left = True, limit / 10
+        else:
+            self._is_silent = True
+            websocket.transport.abort()
+            return
+        self._silence = self._loop.call_later(left, self._listen_for_silence, websocket)
+
+    def _ending(self, closed: ConnectionClosed) -> Ending:
+        opened = self._session.welcome is not None
+        if closed.sent is not None and closed.rcvd_then_sent is not True and closed.sent.code != 1000:
+            return self._own_ending(closed.sent.code, closed.sent.reason, closed)
+        if self._is_silent:
+            return Ending("back_off", "the server was silent for too long", is_failure=not opened, cause=closed)
+        code = None if closed.rcvd is None else closed.rcvd.code
+        reason = "no close frame" if closed.rcvd is None else f"{closed.rcvd.code} {closed.rcvd.reason}".strip()
+        bye = self._session.bye
+        if bye is not None and not bye.reconnect:
+            return Ending("stop", f"{bye.error.code}: {bye.error}", is_failure=True, cause=bye.error)
+        after = 0.0 if bye is None else min(max(bye.after, 0.0), seconds(self._config.max_reconnect_interval))
+        return Ending(verdict(code), reason, is_failure=not opened, after=after, cause=closed)
+
+    def _own_ending(self, code: int, reason: str, closed: ConnectionClosed) -> Ending:
+        """The WebSocket layer here has ended the connection, because of what the server sent."""
+        if code == CloseCode.MESSAGE_TOO_BIG:
+            said = f"the server sent a frame of more than {self._config.max_frame:,} bytes (ClientConfig.max_frame)"
+            return Ending("stop", said, is_failure=True, cause=closed)
+        return Ending("back_off", f"the server broke the protocol: {code} {reason}", is_failure=True, cause=closed)
+
+
+def _refusal(error: Exception) -> Ending:
+    """Say what an attempt that did not open a connection means."""
+    if isinstance(error, InvalidStatus):
+        status = error.response.status_code
+        is_final = 400 <= status < 500 and status not in TRANSIENT_STATUSES
+        return Ending("stop" if is_final else "back_off", f"the server answered HTTP {status}", True, cause=error)
+    is_final = isinstance(error, NegotiationError | SecurityError | ssl.SSLCertVerificationError)
+    return Ending("stop" if is_final else "back_off", str(error) or type(error).__name__, True, cause=error)
+
+
+def _end_reading(writer: asyncio.Task[None], websocket: ClientConnection) -> None:
+    """Let the reader end as well when the writer has failed."""
+    if not writer.cancelled() and writer.exception() is not None:
+        websocket.transport.abort()
+
+
+async def _close(websocket: ClientConnection, code: int = CloseCode.NORMAL_CLOSURE) -> None:
+    """Close the socket, with a handshake if the server does its part in time."""
+    try:
+        await websocket.close(code)
+    finally:
+        websocket.transport.abort()
+        await websocket.wait_closed()

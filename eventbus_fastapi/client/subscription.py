@@ -1,0 +1,204 @@
+"""A subscription as the program sees it: an async iterator of messages that goes on over reconnects."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+from eventbus_fastapi.client.waiters import Waiters, fresh
+from eventbus_fastapi.errors import EventBusError, LogGap, NotRunning
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.protocol.reading import Reading
+
+
+class Source(Protocol):
+    """What a subscription needs of its client."""
+
+    def take(self, reading: Reading) -> Message | LogGap | None: ...
+    def drop(self, reading: Reading) -> None: ...
+    def ensure_running(self) -> None: ...
+    async def ack(self, message: Message) -> None: ...
+
+
+class ClientSubscription:
+    """Messages of a remote bus, in order, without hole or double.
+
+        async for message in client.subscribe("user.*"):
+            ...
+
+    It starts when it is made, not when it is first read. It ends when the loop over it is left, when nothing refers to
+    it any more, with `aclose()`, or with its client; then iteration ends. Inside `async with` it ends with the block,
+    so a loop may be left and another one begun.
+
+    After an error that iteration raises it may be iterated again: after `LogGap` it goes on behind the gap, after
+    `ConnectionLost` it connects again.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        reading: Reading,
+        types: Mapping[str, Any],
+        default_type: Any,
+        on_gap: Callable[[LogGap], object] | None,
+    ) -> None:
+        self._source = source
+        self._reading = reading
+        self._types = types
+        self._default_type = default_type
+        self._on_gap = on_gap
+        self._waiters = Waiters()
+        self._is_closed = False
+        self._is_entered = False
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return self._reading.options.patterns
+
+    @property
+    def after(self) -> int | None:
+        """The seq that it started after, exclusive; None until the server has said so."""
+        return self._reading.started_at
+
+    @property
+    def position(self) -> int | None:
+        """The seq to resume after: of the last event taken, at first `after`. None until the server has said so."""
+        return self._reading.position
+
+    @property
+    def epoch(self) -> UUID | None:
+        """Which log `position` belongs to; None until the server has said so."""
+        return self._reading.epoch
+
+    async def wait_started(self) -> int:
+        """Wait until the server has confirmed the subscription, and return `after`.
+
+        Raises:
+            RemoteError: the server refused it.
+            ConnectionLost, ConnectionRefused, NotRunning: there is no server to ask.
+        """
+        while (after := self.after) is None:
+            if self._reading.error is not None:
+                raise fresh(self._reading.error)
+            if self._is_closed:
+                raise NotRunning("the subscription is closed")
+            self._source.ensure_running()
+            await self._waiters.wait()
+        return after
+
+    async def aclose(self) -> None:
+        """End the subscription; iteration ends. What has arrived and was not taken is dropped."""
+        self.end()
+
+    def end(self) -> None:
+        """Do what `aclose` does, from synchronous code."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._source.drop(self._reading)
+            self._waiters.wake()
+
+    def wake(self) -> None:
+        """Tell those who wait that there is something new."""
+        self._waiters.wake()
+
+    def fail(self, error: EventBusError) -> None:
+        """Raise an error from those who wait now."""
+        self._waiters.fail(error)
+
+    async def __aenter__(self) -> Self:
+        self._is_entered = True
+        try:
+            await self.wait_started()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.end()
+
+    async def __aiter__(self) -> AsyncGenerator[Message, None]:
+        try:
+            while (message := await self._next()) is not None:
+                yield message
+        except GeneratorExit:
+            if not self._is_entered:
+                self.end()
+            raise
+
+    async def __anext__(self) -> Message:
+        """Return the next message, waiting for it. Cancelling this loses nothing.
+
+        Raises:
+            LogGap: events are missing here, unless `on_gap` takes it.
+            RemoteError: the server ended the subscription.
+            ConnectionLost, ConnectionRefused: the connection ended for good.
+            StopAsyncIteration: the subscription or its client was closed.
+        """
+        message = await self._next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def _next(self) -> Message | None:
+        """Return the next message, or None at the end."""
+        while not self._is_closed:
+            item = self._source.take(self._reading)
+            if isinstance(item, Message):
+                return self._prepared(item)
+            if item is not None:
+                if self._on_gap is None:
+                    raise item
+                self._on_gap(item)
+            elif self._reading.error is not None:
+                raise fresh(self._reading.error)
+            else:
+                self._source.ensure_running()
+                await self._waiters.wait()
+        return None
+
+    def _prepared(self, message: Message) -> Message:
+        kind = self._types.get(message.topic, self._default_type)
+        if kind is not None:
+            message = TypedMessage(message, kind)
+        message._acknowledge = self._source.ack
+        return message
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"position={self.position}"
+        return f"<ClientSubscription {' '.join(self.patterns)} {state}>"
+
+
+class TypedMessage(Message):
+    """A message whose payload is of a type that the subscription named.
+
+    `payload` raises InvalidPayload if it does not fit; `body` and `decode` still give it otherwise.
+    """
+
+    __slots__ = ("_kind", "_value")
+
+    def __init__(self, message: Message, kind: Any) -> None:
+        super().__init__(
+            message.seq,
+            message.message_id,
+            message.topic,
+            message.key,
+            message.body,
+            message.content_type,
+            message.metadata_json,
+            message.created_at,
+            message.expires_at,
+        )
+        self._kind = kind
+
+    @property
+    def payload(self) -> Any:
+        """The payload as the type that the subscription named.
+
+        Raises:
+            InvalidPayload: it does not fit.
+        """
+        if not hasattr(self, "_value"):
+            self._value = self.decode(self._kind)
+        return self._value

@@ -1,0 +1,430 @@
+"""The client's side of `eventbus.v1` without sockets, clocks and tasks.
+
+A `ClientSession` outlives connections. It knows which requests wait for an answer and in which order they go out, what
+to send when a connection opens, and what each frame of the server changes. It never waits: whoever owns a socket asks
+it for `next_frame()`, gives it what it `receive()`s, and carries out what it `settled`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from eventbus_fastapi.backoff import FullJitter
+from eventbus_fastapi.errors import (
+    BadFrame,
+    ConnectionLost,
+    EventBusError,
+    FrameTooLarge,
+    LogGap,
+    PublishBufferFull,
+    quote,
+)
+from eventbus_fastapi.events import Draft, Message, Receipt
+from eventbus_fastapi.protocol.commands import Acknowledge, Credit, Ping, Publish, Subscribe, Unsubscribe, client_frame
+from eventbus_fastapi.protocol.frames import (
+    Bye,
+    CaughtUp,
+    Closed,
+    Delivered,
+    Failed,
+    Gap,
+    Ok,
+    ServerFrame,
+    Welcome,
+    parse_server_frame,
+    receipts,
+)
+from eventbus_fastapi.protocol.reading import Reading
+
+logger = logging.getLogger("eventbus_fastapi.client")
+
+Verdict = Literal["return", "back_off", "stop"]
+"""What a client does after a connection has ended: come back at once (with jitter), with backoff, or not at all."""
+
+JOINED = 65_536
+"""Requests that wait together go out as one frame of up to so many bytes."""
+MAX_ADVICE = 60.0
+"""Longest `retry_after` of a server that is followed, seconds."""
+DEFAULT_MAX_FRAME = 1_048_576
+
+
+def verdict(code: int | None) -> Verdict:
+    """Say what the close code of a connection means for coming back; None: there was no close frame."""
+    if code in (1001, 1012) or (code is not None and 4000 <= code <= 4099):
+        return "return"
+    if code is not None and 4400 <= code <= 4499:
+        return "stop"
+    return "back_off"
+
+
+class Settled(NamedTuple):
+    """A request that needs no more work: its answer, or its error."""
+
+    request_id: int
+    result: list[Receipt] | None
+    """What a publish is answered with; None for an ack."""
+    error: EventBusError | None
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A publish or an ack that waits for its answer. The same frame is sent again after a reconnect."""
+
+    id: int
+    frame: str
+    size: int
+    """Bytes of the frame."""
+    events: int
+    """How many are published; 0 for an ack."""
+    is_live: bool = False
+    """Published without storage, so that a second time would be a second event."""
+    is_in_flight: bool = False
+    attempts: int = 0
+    """Retryable refusals so far."""
+
+
+class ClientSession:
+    """Everything a client knows, over any number of connections."""
+
+    def __init__(
+        self, *, backoff: FullJitter, max_retries: int | None, max_pending: int, max_pending_bytes: int
+    ) -> None:
+        self._backoff = backoff
+        self._max_retries = max_retries
+        self._max_pending = max_pending
+        self._max_pending_bytes = max_pending_bytes
+        self.welcome: Welcome | None = None
+        """What the server said when the present connection opened; None while there is none."""
+        self.bye: Bye | None = None
+        """What the server said before it closes the present connection."""
+        self.limits: dict[str, int] = {}
+        """The limits of the last server, as far as they can be used."""
+        self.settled: list[Settled] = []
+        """Requests that have come to an end; the owner empties it."""
+        self.changed: set[Reading] = set()
+        """Subscriptions that have something new: an event, the server's answer, an end. The owner empties it."""
+        self._last_id = 0
+        self._requests: dict[int, _Request] = {}
+        self._pending_events = 0
+        self._pending_bytes = 0
+        self._queue: deque[_Request] = deque()
+        self._held_until: float | None = None
+        self._control: deque[str] = deque()
+        self._readings: dict[int, Reading] = {}
+        self._last_sub = 0
+        self._unconfirmed: dict[int, Reading] = {}
+        self._due: dict[Reading, float] = {}
+
+    # --- what the program asks for -------------------------------------------------------------------
+
+    def publish(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> int:
+        """Take events to publish; they are sent after all that were taken before. Return the request's id.
+
+        Raises:
+            PublishBufferFull: too many wait already; none was taken.
+        """
+        if self._pending_events + len(drafts) > self._max_pending:
+            raise PublishBufferFull(
+                f"{self._pending_events:,} events wait for an answer already, "
+                f"{len(drafts):,} more exceed the limit of {self._max_pending:,} (ClientConfig.max_pending)"
+            )
+        request_id = self._last_id + 1
+        frame = client_frame(Publish(drafts, request_id, is_batch, is_live))
+        size = _bytes(frame)
+        if self._pending_bytes + size > self._max_pending_bytes:
+            raise PublishBufferFull(
+                f"{self._pending_bytes:,} bytes wait for an answer already, "
+                f"{size:,} more exceed the limit of {self._max_pending_bytes:,} (ClientConfig.max_pending_bytes)"
+            )
+        request = _Request(self._next_id(), frame, size, len(drafts), is_live)
+        self._requests[request.id] = request
+        self._pending_events += request.events
+        self._pending_bytes += size
+        if self._held_until is None:
+            self._queue.append(request)
+        return request.id
+
+    def acknowledge(self, seq: int, message_id: UUID) -> int:
+        """Take an ack; it is sent before publishes that wait. Return the request's id."""
+        request_id = self._next_id()
+        frame = client_frame(Acknowledge([(seq, message_id)], request_id))
+        request = self._requests[request_id] = _Request(request_id, frame, _bytes(frame), 0)
+        if self._held_until is None:
+            self._queue.appendleft(request)
+        return request_id
+
+    def forget(self, request_id: int) -> None:
+        """Drop a request. If it was not sent yet it never will be; an answer is ignored."""
+        self._remove(request_id)
+
+    def subscribe(self, options: Subscribe, window: int) -> Reading:
+        """Start a subscription; it goes on over reconnects until `unsubscribe`."""
+        self._last_sub += 1
+        reading = Reading(options._replace(sub=self._last_sub), window)
+        self._readings[reading.sub] = reading
+        if self.welcome is not None:
+            self._start(reading)
+        return reading
+
+    def unsubscribe(self, reading: Reading) -> None:
+        """End a subscription; nothing of it arrives any more."""
+        if self._readings.pop(reading.sub, None) is None:
+            return
+        self._due.pop(reading, None)
+        self.changed.discard(reading)
+        if self.welcome is not None:
+            self._control.append(client_frame(Unsubscribe(reading.sub, self._next_id())))
+
+    def take(self, reading: Reading) -> Message | LogGap | None:
+        """Return what comes next in a subscription, and give the server credit for more."""
+        item = reading.take()
+        self._refill(reading)
+        return item
+
+    # --- what the owner of the socket does -----------------------------------------------------------
+
+    def next_frame(self, now: float) -> str | None:
+        """Return the text to send now, one frame or several joined; None if there is none."""
+        if self.welcome is None:
+            return None
+        self._resume(now)
+        limit = self.limits.get("max_frame", DEFAULT_MAX_FRAME)
+        frames: list[str] = []
+        room = min(JOINED, limit) - 1
+        while self._control and (not frames or room > len(self._control[0])):
+            frames.append(self._control.popleft())
+            room -= len(frames[-1]) + 1
+        while self._queue and (not frames or room > self._queue[0].size):
+            request = self._queue.popleft()
+            if request.id not in self._requests:
+                continue
+            if request.size > limit:
+                self._settle(request, error=FrameTooLarge(request.size, limit))
+                continue
+            request.is_in_flight = True
+            frames.append(request.frame)
+            room -= request.size + 1
+        if len(frames) > 1:
+            return f"[{','.join(frames)}]"
+        return frames[0] if frames else None
+
+    def has_frame(self) -> bool:
+        """Say whether there is something to send now, or would be if a connection were open."""
+        return bool(self._control or self._queue)
+
+    def due(self) -> float | None:
+        """Return the time at which `next_frame` may have something new to send; None: when something happens."""
+        times = list(self._due.values())
+        if self._held_until is not None:
+            times.append(self._held_until)
+        return min(times, default=None)
+
+    def ping(self) -> str:
+        """Return the frame that says that this side is alive."""
+        return client_frame(Ping())
+
+    def receive(self, text: str | bytes, now: float) -> None:
+        """Take in what the server sent.
+
+        Raises:
+            BadFrame: it does not follow the protocol. Something may have been lost with it, so the connection is no
+                longer good for anything: close it and resume on another one.
+        """
+        if not isinstance(text, str):
+            raise BadFrame("the server sent a binary frame")
+        try:
+            for frame in parse_server_frame(text):
+                self._on(frame, now)
+        except (ArithmeticError, AttributeError, TypeError, ValueError, KeyError) as exc:
+            raise BadFrame(f"the server sent a frame that cannot be used: {type(exc).__name__}: {exc}") from exc
+
+    def disconnected(self) -> None:
+        """Note that the connection is gone. What was not answered is sent again on the next one, in order."""
+        self.welcome = self.bye = self._held_until = None
+        self._control.clear()
+        self._unconfirmed.clear()
+        self._due.clear()
+        for reading in self._readings.values():
+            reading.suspend()
+        for request in list(self._requests.values()):
+            if request.is_in_flight and request.is_live:
+                # A log would know the message_id; without storage a second time would be a second event.
+                lost = ConnectionLost("the connection was lost before the server answered; the event is not stored")
+                self._settle(request, error=lost)
+            request.is_in_flight = False
+        self._enqueue()
+
+    # --- frames --------------------------------------------------------------------------------------
+
+    def _on(self, frame: ServerFrame, now: float) -> None:
+        if isinstance(frame, Welcome):
+            self._on_welcome(frame)
+            return
+        if self.welcome is None:
+            raise BadFrame(f"the server sent {type(frame).__name__} before its welcome")
+        match frame:
+            case Delivered() | Gap() | CaughtUp() | Closed():
+                self._on_subscription(frame, now)
+            case Ok():
+                self._on_ok(frame, self.welcome)
+            case Failed():
+                self._on_failed(frame, now)
+            case Bye():
+                self.bye = frame
+            case _:
+                pass  # a heartbeat or a pong: that it came is all it says
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        if self.welcome is not None:
+            raise BadFrame("the server sent a second welcome")
+        if not 0 < welcome.heartbeat <= 86_400:
+            raise BadFrame("the server's heartbeat is not a number of seconds")
+        self.limits = {name: limit for name, limit in welcome.limits.items() if type(limit) is int and limit > 0}
+        self.welcome = welcome
+        for reading in self._readings.values():
+            self._start(reading)
+
+    def _on_subscription(self, frame: Delivered | Gap | CaughtUp | Closed, now: float) -> None:
+        reading = self._readings.get(_integer(frame.sub)) if isinstance(frame.sub, int) else None
+        if reading is None:
+            return  # it was unsubscribed while this was on its way
+        match frame:
+            case Delivered(message=message):
+                _check(message)
+                if reading.deliver(message):
+                    self.changed.add(reading)
+                else:
+                    self._refill(reading)
+            case Gap(first_seq=first_seq, last_seq=last_seq):
+                _integer(first_seq), _integer(last_seq)
+                reading.gap(frame._replace(reason=str(frame.reason)))
+                self.changed.add(reading)
+            case CaughtUp(seq=seq):
+                _integer(seq)
+                reading.caught_up(frame)
+            case Closed(error=error):
+                reading.suspend()
+                self._retry_or_end(reading, error, now)
+
+    def _on_ok(self, ok: Ok, welcome: Welcome) -> None:
+        if request := self._requests.get(_integer(ok.id)):
+            if not request.is_in_flight:
+                raise BadFrame(f"the server answered request {ok.id}, which was not sent")
+            self._settle(request, _receipts(ok, request.events) if request.events else None)
+        elif reading := self._unconfirmed.pop(ok.id, None):
+            reading.confirm(_integer(ok.result["after"]), welcome.epoch)
+            self.changed.add(reading)
+
+    def _on_failed(self, failed: Failed, now: float) -> None:
+        if failed.id is None:
+            logger.warning("the server reported %s: %s", failed.error.code, quote(str(failed.error), 300))
+        elif request := self._requests.get(_integer(failed.id)):
+            self._retry_or_settle(request, failed.error, now)
+        elif reading := self._unconfirmed.pop(failed.id, None):
+            self._retry_or_end(reading, failed.error, now)
+
+    # --- requests ------------------------------------------------------------------------------------
+
+    def _retry_or_settle(self, request: _Request, error: EventBusError, now: float) -> None:
+        request.attempts += 1
+        if not error.retry or self._exhausted(request.attempts):
+            self._settle(request, error=error)
+            return
+        # All that is not on its way yet waits as well, so that the order stays.
+        request.is_in_flight = False
+        self._queue.clear()
+        self._held_until = max(self._held_until or 0.0, now + self._delay(error, request.attempts))
+
+    def _settle(
+        self, request: _Request, result: list[Receipt] | None = None, error: EventBusError | None = None
+    ) -> None:
+        self._remove(request.id)
+        self.settled.append(Settled(request.id, result, error))
+
+    def _remove(self, request_id: int) -> None:
+        request = self._requests.pop(request_id, None)
+        if request is not None and request.events:
+            self._pending_events -= request.events
+            self._pending_bytes -= request.size
+
+    def _resume(self, now: float) -> None:
+        """Do again what had to wait until now."""
+        if self._held_until is not None and self._held_until <= now:
+            self._held_until = None
+            self._enqueue()
+        for reading in [reading for reading, due in self._due.items() if due <= now]:
+            del self._due[reading]
+            self._start(reading)
+
+    def _enqueue(self) -> None:
+        """Line up all that is to be sent: acks, which the next replay depends on, then publishes in their order."""
+        waiting = [request for request in self._requests.values() if not request.is_in_flight]
+        self._queue = deque(sorted(waiting, key=lambda request: request.events > 0))
+
+    # --- subscriptions -------------------------------------------------------------------------------
+
+    def _start(self, reading: Reading) -> None:
+        command = reading.subscribe(self._next_id())
+        self._unconfirmed[self._last_id] = reading
+        self._control.append(client_frame(command))
+
+    def _retry_or_end(self, reading: Reading, error: EventBusError, now: float) -> None:
+        reading.attempts += 1
+        if error.retry and not self._exhausted(reading.attempts):
+            self._due[reading] = now + self._delay(error, reading.attempts)
+            return
+        reading.error = error
+        del self._readings[reading.sub]
+        self.changed.add(reading)
+
+    def _refill(self, reading: Reading) -> None:
+        if self.welcome is not None and (credit := reading.refill()):
+            self._control.append(client_frame(Credit(reading.sub, credit)))
+
+    # --- arithmetic ----------------------------------------------------------------------------------
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _exhausted(self, attempts: int) -> bool:
+        return self._max_retries is not None and attempts > self._max_retries
+
+    def _delay(self, error: EventBusError, attempts: int) -> float:
+        """Seconds to wait: what the server advises, and jitter on top so that clients do not come all at once."""
+        advice = error.retry_after
+        known = isinstance(advice, int | float) and math.isfinite(advice) and advice > 0
+        return (min(float(advice), MAX_ADVICE) if known and advice else 0.0) + self._backoff.delay(attempts - 1)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise BadFrame(f"expected an integer ≥ 0, got {type(value).__name__}")
+    return value
+
+
+def _check(message: Message) -> None:
+    """Refuse an event whose fields have the wrong types."""
+    _integer(message.seq)
+    if type(message.topic) is not str or not isinstance(message.key, str | None):
+        raise BadFrame("an event's topic or key is not a string")
+
+
+def _receipts(ok: Ok, expected: int) -> list[Receipt]:
+    answered = receipts(ok)
+    if len(answered) != expected:
+        raise BadFrame(f"the server answered {len(answered)} of {expected} published events")
+    for receipt in answered:
+        if receipt.seq is not None:
+            _integer(receipt.seq)
+    return answered
