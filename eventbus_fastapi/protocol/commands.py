@@ -139,9 +139,7 @@ def _parse_object(frame: object, limits: Settings) -> Command | Refused:
         kind = fields.required("type", fields.string(frame, "type"))
         parse = _PARSERS.get(kind)
         if parse is None:
-            raise UnknownFrameType(
-                f"unknown frame type {fields.shown(kind)}; known are {', '.join(_PARSERS)}"
-            )
+            raise UnknownFrameType(f"unknown frame type {fields.shown(kind)}; known are {', '.join(_PARSERS)}")
         return parse(frame, frame_id, limits)
     except EventBusError as exc:
         return Refused(exc, frame_id, _sub_of(frame))
@@ -215,9 +213,7 @@ def _patterns(frame: fields.Object) -> tuple[str, ...]:
 def _start(frame: fields.Object) -> Start:
     named = [name for name in ("starting_seq", "after", "from") if frame.get(name) is not None]
     if len(named) > 1:
-        raise BadFrame(
-            f"expected at most one of 'starting_seq', 'after' and 'from', got {' and '.join(named)}"
-        )
+        raise BadFrame(f"expected at most one of 'starting_seq', 'after' and 'from', got {' and '.join(named)}")
     if named == ["starting_seq"]:
         inclusive = fields.required("starting_seq", fields.integer(frame, "starting_seq", 0, fields.MAX_SEQ))
         return max(inclusive - 1, 0)
@@ -240,7 +236,7 @@ def _from(frame: fields.Object) -> Start:
 
 
 def _parse_unsubscribe(frame: fields.Object, frame_id: int | None, limits: Settings) -> Unsubscribe:
-    return Unsubscribe(fields.required("sub", _sub(frame)), frame_id)
+    return Unsubscribe(_required_sub(frame), frame_id)
 
 
 def _parse_ack(frame: fields.Object, frame_id: int | None, limits: Settings) -> Acknowledge | AcknowledgeUpTo:
@@ -249,7 +245,7 @@ def _parse_ack(frame: fields.Object, frame_id: int | None, limits: Settings) -> 
         raise BadFrame(f"expected one of 'seq', 'seqs' and 'up_to', got {' and '.join(named) or 'none'}")
     if named == ["up_to"]:
         up_to = fields.required("up_to", fields.integer(frame, "up_to", maximum=fields.MAX_SEQ))
-        return AcknowledgeUpTo(fields.required("sub", _sub(frame)), up_to, frame_id)
+        return AcknowledgeUpTo(_required_sub(frame), up_to, frame_id)
     if named == ["seq"]:
         seq = fields.required("seq", fields.integer(frame, "seq", maximum=fields.MAX_SEQ))
         return Acknowledge(((seq, fields.message_id(frame)),), frame_id)
@@ -268,7 +264,7 @@ def _seqs(frame: fields.Object) -> list[int]:
 
 def _parse_credit(frame: fields.Object, frame_id: int | None, limits: Settings) -> Credit:
     credit = fields.required("credit", fields.integer(frame, "credit"))
-    return Credit(fields.required("sub", _sub(frame)), credit, frame_id)
+    return Credit(_required_sub(frame), credit, frame_id)
 
 
 def _parse_ping(frame: fields.Object, frame_id: int | None, limits: Settings) -> Ping:
@@ -284,6 +280,13 @@ def _sub(frame: fields.Object) -> Sub | None:
     if type(value) is int and 0 <= value <= fields.MAX_ID:
         return value
     raise fields.wrong("sub", f"an integer ≥ 0 or a string of 1 to {MAX_SUB} characters", value)
+
+
+def _required_sub(frame: fields.Object) -> Sub:
+    sub = _sub(frame)
+    if sub is None:
+        raise BadFrame("field 'sub' is missing")
+    return sub
 
 
 def _sub_of(frame: object) -> Sub | None:

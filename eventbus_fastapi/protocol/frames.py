@@ -128,6 +128,13 @@ def batch_published(frame_id: int, receipts: Sequence[Receipt]) -> str:
     return f'{{"type":"ok","id":{frame_id},"results":[{results}]}}'
 
 
+def joined(texts: Sequence[str]) -> str:
+    """Return one frame for the texts of one or several, arrays among them; the order stays."""
+    if len(texts) == 1:
+        return texts[0]
+    return "[" + ",".join([text[1:-1] if text[0] == "[" else text for text in texts]) + "]"
+
+
 def _receipt(receipt: Receipt) -> str:
     seq = "null" if receipt.seq is None else receipt.seq
     duplicate = "true" if receipt.duplicate else "false"

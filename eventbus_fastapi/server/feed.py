@@ -1,0 +1,214 @@
+"""A feed: brings one subscription's events to its connection.
+
+While one frame is being sent, events gather in the tail that all subscriptions share; the next frame carries all of
+them. So an idle event leaves at once, and a busy subscription sends few large frames, whose text many connections
+share. A feed holds what one `take` gave, never a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, assert_never
+
+from eventbus_fastapi.errors import NotFound
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.channel import Batch, CaughtUp, Gap, Item
+from eventbus_fastapi.pipeline.node import Node
+from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.protocol import frames
+from eventbus_fastapi.protocol.events import Sub, event_frame, event_object
+from eventbus_fastapi.server.auto_ack import AutoAck
+from eventbus_fastapi.server.outlet import Outlet
+from eventbus_fastapi.server.sent import Sent
+from eventbus_fastapi.store import Ack
+
+logger = logging.getLogger(__name__)
+
+FRAME_BYTES = 262_144
+"""About how much is joined into one frame, characters."""
+PLAIN_AT_ONCE = 50
+"""Frames of the plain dialect that are sent before others get the loop."""
+MAX_SHARED_SUB = 4
+"""Texts are shared between connections for the subscription ids 1 to this, which most clients use. Ids are chosen by
+clients: sharing them all would let a client fill the memory with texts that nobody shares."""
+ACKS_AT_ONCE = 1_000
+
+
+class Frame(NamedTuple):
+    """A text to send, and what the client will know by it."""
+
+    text: str
+    messages: Sequence[Message] = ()
+    gap: Gap | None = None
+
+
+class Feed:
+    """See the module's docstring. `run` is its task."""
+
+    def __init__(
+        self,
+        sub: Sub,
+        subscription: Subscription,
+        outlet: Outlet,
+        *,
+        is_plain: bool,
+        credit: int | None,
+        auto_ack: AutoAck | None,
+    ) -> None:
+        self.sub = sub
+        self.subscription = subscription
+        self.task: asyncio.Task[None] | None = None
+        self._outlet = outlet
+        self._is_plain = is_plain
+        self._credit = credit
+        self._has_credit = asyncio.Event()
+        self._auto_ack = auto_ack
+        self._sent = Sent(subscription.after)
+        self._is_taking = False
+        self.allow(0)
+
+    @property
+    def is_idle(self) -> bool:
+        """True while it is live and everything that it was given has been sent."""
+        return self._is_taking and self.subscription.is_live
+
+    def allow(self, credit: int) -> None:
+        """Allow that many more events; without effect where there is no limit."""
+        if self._credit is not None:
+            self._credit += credit
+        if self._credit is None or self._credit > 0:
+            self._has_credit.set()
+
+    async def run(self) -> None:
+        """Send the subscription's events until it ends.
+
+        Raises:
+            SubscriptionClosed: it has ended.
+            ConnectionEnded: the connection has.
+        """
+        while True:
+            for number, frame in enumerate(self._frames(await self._take()), 1):
+                await self._outlet.send(frame.text)
+                self._note(frame)
+                if number % PLAIN_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            if self._auto_ack is not None:
+                await self._auto_ack.room()
+            await asyncio.sleep(0)  # a send need not wait, and others want the loop, too
+
+    async def close(self) -> None:
+        """End it; nothing of it is sent any more when this returns."""
+        self.subscription.on_close = None
+        self.subscription.close()
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+    async def acknowledge_up_to(self, seq: int, node: Node) -> int:
+        """Mark processed what was sent so far up to a seq; return how many events are."""
+        acked = 0
+        for after, until in self._sent.up_to(seq):
+            next_after: int | None = after
+            while next_after is not None and next_after < until:
+                page = await node.history(self.subscription.patterns, next_after, ACKS_AT_ONCE)
+                acked += await _acknowledge([message for message in page.messages if message.seq <= until], node)
+                next_after = page.next
+        self._sent.forget(seq)
+        return acked
+
+    async def _take(self) -> list[Item]:
+        await self._has_credit.wait()
+        self._is_taking = True
+        try:
+            items = await self.subscription.take(self._credit)
+        finally:
+            self._is_taking = False
+        if self._credit is not None:
+            self._credit -= sum(len(item.messages) for item in items if isinstance(item, Batch))
+            if self._credit <= 0:
+                self._has_credit.clear()
+        return items
+
+    def _note(self, frame: Frame) -> None:
+        if frame.messages:
+            self._sent.note(frame.messages)
+            if self._auto_ack is not None:
+                self._auto_ack.add(frame.messages)
+        if frame.gap is not None:
+            self._sent.note_gap(frame.gap)
+
+    # --- frames ---
+
+    def _frames(self, items: Sequence[Item]) -> Iterator[Frame]:
+        return self._plain_frames(items) if self._is_plain else self._joined(self._typed_frames(items))
+
+    def _plain_frames(self, items: Sequence[Item]) -> Iterator[Frame]:
+        for item in items:
+            match item:
+                case Batch():
+                    for message in item.messages:
+                        yield Frame(event_object(message), (message,))
+                case Gap():
+                    # This dialect has no word for it.
+                    logger.warning(
+                        "a plain subscription missed events %d to %d (%s)", item.first_seq, item.last_seq, item.reason
+                    )
+                    self._sent.note_gap(item)
+                case CaughtUp():
+                    pass
+                case _:
+                    assert_never(item)
+
+    def _typed_frames(self, items: Sequence[Item]) -> Iterator[Frame]:
+        for item in items:
+            match item:
+                case Batch():
+                    yield Frame(self._text(item), item.messages)
+                case Gap(first_seq=first, last_seq=last, reason=reason):
+                    yield Frame(frames.server_frame(frames.Gap(self.sub, first, last, reason)), gap=item)
+                case CaughtUp(seq=seq):
+                    yield Frame(frames.server_frame(frames.CaughtUp(self.sub, seq)))
+                case _:
+                    assert_never(item)
+
+    def _text(self, batch: Batch) -> str:
+        if type(self.sub) is int and 1 <= self.sub <= MAX_SHARED_SUB:
+            return batch.text(self.sub, self._render)
+        return self._render(batch.messages)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return event_frame(messages, self.sub)
+
+    def _joined(self, parts: Iterator[Frame]) -> Iterator[Frame]:
+        """Join frames into arrays of about `FRAME_BYTES`; a gap ends a frame."""
+        held: list[Frame] = []
+        size = 0
+        for part in parts:
+            if held and size + len(part.text) > FRAME_BYTES:
+                yield _join(held)
+                held, size = [], 0
+            held.append(part)
+            size += len(part.text)
+            if part.gap is not None:
+                yield _join(held)
+                held, size = [], 0
+        if held:
+            yield _join(held)
+
+
+def _join(parts: list[Frame]) -> Frame:
+    if len(parts) == 1:
+        return parts[0]
+    messages = [message for part in parts for message in part.messages]
+    return Frame(frames.joined([part.text for part in parts]), messages, parts[-1].gap)
+
+
+async def _acknowledge(messages: Sequence[Message], node: Node) -> int:
+    if not messages:
+        return 0
+    try:
+        return await node.acknowledge([Ack(message.seq) for message in messages])
+    except NotFound:  # one has expired since it was read; the others count
+        return len(messages)

@@ -1,0 +1,159 @@
+"""The replies of one connection: answers in the order of the frames, written as soon as their results are known.
+
+A publish is answered after its commit, so many wait at the same time. How many may wait is bounded, by number and by
+bytes: beyond that the connection is not read on (`room`), and the client feels it. It never does what a frame asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from eventbus_fastapi.errors import EventBusError, StoreUnavailable
+from eventbus_fastapi.protocol.events import Sub
+from eventbus_fastapi.protocol.frames import Failed, Ok, joined, server_frame
+from eventbus_fastapi.server.outlet import Outlet
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 1_000
+"""Most frames of a connection whose result is not known yet."""
+MAX_WAITING_BYTES = 4_194_304
+"""About the most bytes of these frames."""
+FRAME_BYTES = 262_144
+"""About how much is joined into one frame, characters."""
+
+
+class Reply(NamedTuple):
+    """What will be answered to one frame."""
+
+    text: str | None = None
+    result: asyncio.Future[Any] | None = None
+    """The reply waits for it; None: `text` is the reply, known already."""
+    render: Callable[[Any], str] | None = None
+    """Makes the reply of the result; None: success needs none."""
+    then: Callable[[], None] | None = None
+    """Called after the reply was sent."""
+    id: int | None = None
+    size: int = 0
+    """Bytes of the frame that waits."""
+
+
+class Replies:
+    def __init__(self, outlet: Outlet, *, is_plain: bool) -> None:
+        self._outlet = outlet
+        self._is_plain = is_plain
+        self._waiting: deque[Reply] = deque()
+        self._size = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def room(self) -> None:
+        """Wait until another frame may be taken."""
+        await self._room.wait()
+
+    def ok(self, frame_id: int | None, then: Callable[[], None] | None = None, /, **result: Any) -> None:
+        """Answer `ok`, if the frame asked for an answer; then call `then`."""
+        text = None if frame_id is None else server_frame(Ok(frame_id, result))
+        self._add(Reply(text=text, then=then, id=frame_id))
+
+    def say(self, text: str) -> None:
+        """Answer with a frame that is written already."""
+        self._add(Reply(text=text))
+
+    def refuse(self, error: EventBusError, frame_id: int | None, sub: Sub | None = None) -> None:
+        """Answer with an error, whether or not the frame asked for an answer."""
+        self._add(Reply(text=server_frame(Failed(error, frame_id, sub)), id=frame_id))
+
+    def expect(
+        self, result: asyncio.Future[Any], render: Callable[[Any], str] | None, frame_id: int | None, size: int
+    ) -> None:
+        """Answer with what `render` makes of the result when it is there, or with its error."""
+        self._add(Reply(result=result, render=render, id=frame_id, size=size))
+
+    async def run(self) -> None:
+        """Send replies, for ever.
+
+        Raises:
+            ConnectionEnded: the connection has ended.
+        """
+        while True:
+            await self._wait()
+            await self._send(self._take())
+
+    def close(self) -> None:
+        """Forget the replies; what they wait for goes on."""
+        for reply in self._waiting:
+            if reply.result is not None:
+                reply.result.add_done_callback(_note_lost_error)
+        self._waiting.clear()
+
+    def _add(self, reply: Reply) -> None:
+        self._waiting.append(reply)
+        self._size += reply.size
+        if len(self._waiting) >= MAX_WAITING or self._size >= MAX_WAITING_BYTES:
+            self._room.clear()
+        self._news.set()
+
+    async def _wait(self) -> None:
+        """Wait until the first reply is known."""
+        while not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+        result = self._waiting[0].result
+        if result is not None and not result.done():
+            await asyncio.wait((result,))
+
+    def _take(self) -> list[Reply]:
+        """Take the replies from the front that are known by now."""
+        taken: list[Reply] = []
+        while self._waiting and ((result := self._waiting[0].result) is None or result.done()):
+            reply = self._waiting.popleft()
+            self._size -= reply.size
+            taken.append(reply if result is None else reply._replace(text=_render(reply, result)))
+        if len(self._waiting) < MAX_WAITING and self._size < MAX_WAITING_BYTES:
+            self._room.set()
+        return taken
+
+    async def _send(self, replies: list[Reply]) -> None:
+        frame: list[str] = []
+        size = 0
+        for reply in replies:
+            if reply.text is not None:
+                frame.append(reply.text)
+                size += len(reply.text)
+            if frame and (self._is_plain or size >= FRAME_BYTES or reply.then is not None):
+                await self._outlet.send(joined(frame))
+                frame, size = [], 0
+            if reply.then is not None:
+                reply.then()
+        if frame:
+            await self._outlet.send(joined(frame))
+
+
+def _render(reply: Reply, result: asyncio.Future[Any]) -> str | None:
+    """Make the text of a reply whose result is there."""
+    if result.cancelled():
+        return server_frame(Failed(StoreUnavailable("the bus stopped before it was done"), reply.id))
+    error = result.exception()
+    if error is None:
+        return None if reply.render is None else reply.render(result.result())
+    if isinstance(error, EventBusError):
+        return server_frame(Failed(error, reply.id))
+    logger.error("failed to do what a frame asked", exc_info=error)
+    return server_frame(Failed(internal(), reply.id))
+
+
+def internal() -> EventBusError:
+    """The error to tell a client whose frame met a fault of ours."""
+    return EventBusError("the server failed; its log has the details")
+
+
+def _note_lost_error(result: asyncio.Future[Any]) -> None:
+    """Log the error of a result that nobody is left to be told of."""
+    if not result.cancelled() and (error := result.exception()) is not None:
+        logger.info("a frame of a closed connection failed: %s", getattr(error, "code", type(error).__name__))

@@ -1,0 +1,393 @@
+"""`/ws`: serves one WebSocket in either dialect of docs/protocol.md.
+
+    socket ─▶ reader ─▶ command ─▶ node ─▶ replies ─┐
+                           └─▶ feed per subscription ├─▶ outlet ─▶ socket
+                                       heart (v1) ───┘
+
+The reader does commands one after the other; a publish is handed over and the next frame read without waiting for the
+commit. Whatever ends the connection, `run` returns only when every task of it has ended. No connection to the database
+is held here, and nothing that a client sent is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Coroutine
+from functools import partial
+from typing import assert_never
+
+from starlette.websockets import WebSocket
+
+from eventbus_fastapi.errors import (
+    BadFrame,
+    BinaryFrame,
+    EventBusError,
+    LostHeartbeat,
+    SlowConsumer,
+    SubscriptionClosed,
+    SubscriptionExists,
+    TooManySubscriptions,
+    UnknownSubprotocol,
+    UnknownSubscription,
+    quote,
+)
+from eventbus_fastapi.events import Receipt
+from eventbus_fastapi.pipeline.node import Node
+from eventbus_fastapi.protocol import frames
+from eventbus_fastapi.protocol.commands import (
+    Acknowledge,
+    AcknowledgeUpTo,
+    Command,
+    Credit,
+    Ping,
+    Publish,
+    Refused,
+    Subscribe,
+    Unsubscribe,
+    parse_client_frame,
+)
+from eventbus_fastapi.protocol.events import Sub
+from eventbus_fastapi.server.auto_ack import AutoAck
+from eventbus_fastapi.server.feed import Feed
+from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
+from eventbus_fastapi.server.problems import problem
+from eventbus_fastapi.server.replies import Replies, internal
+from eventbus_fastapi.store import Ack, Head
+from eventbus_fastapi.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+MAX_BAD_FRAMES = 100
+"""The connection is closed at so many bad frames in a row."""
+SILENT_HEARTBEATS = 4
+"""Heartbeats of silence after which a client that sends `ping` has lost its connection."""
+READ_AT_ONCE = 100
+"""Frames that are read before others get the loop."""
+
+
+async def serve_websocket(websocket: WebSocket, node: Node) -> None:
+    """Serve a WebSocket that has not been accepted yet, until it ends."""
+    offered = websocket.scope.get("subprotocols", [])
+    is_plain = not offered
+    try:
+        if offered and frames.SUBPROTOCOL not in offered:
+            names = ", ".join(quote(name) for name in offered[:5])
+            raise UnknownSubprotocol(f"unknown subprotocol {names}; expected none or '{frames.SUBPROTOCOL}'")
+        head = await node.head()
+    except EventBusError as exc:
+        await _refuse(websocket, exc)
+        return
+    await websocket.accept(None if is_plain else frames.SUBPROTOCOL)
+    await Connection(websocket, node, is_plain=is_plain).run(head)
+
+
+async def _refuse(websocket: WebSocket, error: EventBusError) -> None:
+    """Answer the handshake with a problem, or with a bare refusal where the ASGI server cannot do that."""
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(problem(error))
+    else:
+        await websocket.close()
+
+
+class Connection:
+    """One accepted WebSocket."""
+
+    def __init__(self, websocket: WebSocket, node: Node, *, is_plain: bool) -> None:
+        self.id = secrets.token_hex(8)
+        self._websocket = websocket
+        self._node = node
+        self._settings = node.settings
+        self._is_plain = is_plain
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
+        self._outlet = Outlet(websocket, send_timeout=self._settings.send_timeout, on_end=self._end)
+        self._replies = Replies(self._outlet, is_plain=is_plain)
+        self._auto_ack = AutoAck(node) if self._settings.auto_ack else None
+        self._feeds: dict[Sub, Feed] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._acks: set[asyncio.Task[int]] = set()
+        self._bad_frames = 0
+        self._has_pinged = False
+        self._listening_since: float | None = None  # None while we do something and do not listen
+
+    async def run(self, head: Head) -> None:
+        """Serve until the peer leaves or the server has to end it."""
+        ending: Ending | None = None
+        try:
+            if not self._is_plain:
+                await self._welcome(head)
+                self._start(self._beat(), "heart")
+            self._start(self._replies.run(), "replies")
+            self._start(self._read(), "reader")
+            ending = await self._ended
+        except ConnectionEnded:
+            ending = self._ended.result()
+        finally:
+            await self._stop()
+        if ending is not None:
+            logger.info("closes connection %s with %d (%s)", self.id, ending.code, ending.error.code)
+            await self._outlet.close(ending, with_bye=not self._is_plain)
+
+    # --- life ---
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guard(work), name=f"websocket-{self.id}-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+        """Let a fault of ours end its connection, and nothing else."""
+        try:
+            await work
+        except ConnectionEnded:
+            pass
+        except Exception:
+            logger.exception("connection %s failed", self.id)
+            self._end(Ending(4500, internal()))
+
+    def _end(self, ending: Ending | None) -> None:
+        """End the connection: None: the peer is gone; the first reason counts."""
+        if not self._ended.done():
+            self._ended.set_result(ending)
+
+    async def _stop(self) -> None:
+        """End every task. Acks that were taken are carried out; so are publishes, by the node."""
+        for feed in self._feeds.values():
+            feed.subscription.on_close = None
+            feed.subscription.close()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._replies.close()
+        if self._acks:
+            await asyncio.wait(self._acks, timeout=self._settings.statement_timeout)
+            for ack in self._acks:
+                ack.cancel()
+        if self._auto_ack is not None:
+            await self._auto_ack.close(self._settings.statement_timeout)
+
+    async def _welcome(self, head: Head) -> None:
+        settings = self._settings
+        limits = {
+            "max_frame": settings.max_frame,
+            "max_payload": settings.max_payload,
+            "max_batch": settings.max_batch,
+            "max_subscriptions": settings.max_subscriptions,
+            "buffer": settings.buffer,
+        }
+        welcome = frames.Welcome(VERSION, self.id, head.epoch, head.last_seq, settings.heartbeat, limits)
+        await self._outlet.send(frames.server_frame(welcome))
+
+    async def _beat(self) -> None:
+        """Tell a quiet client that it missed nothing, and find out about a silent one."""
+        interval = self._settings.heartbeat
+        while True:
+            now = self._loop.time()
+            silent_at = self._silent_at(interval)
+            if silent_at is not None and now >= silent_at:
+                self._end(Ending(4101, LostHeartbeat(f"nothing came for {SILENT_HEARTBEATS} heartbeats")))
+                return
+            if now >= self._outlet.sent_at + interval and (head := await self._covered()) is not None:
+                await self._outlet.send(frames.server_frame(frames.Heartbeat(head)))
+            due = max(self._outlet.sent_at + interval, now + interval / 20)
+            await asyncio.sleep(min(due, silent_at or due) - now)
+
+    def _silent_at(self, interval: float) -> float | None:
+        """When the silence will have been too long, in the loop's time; None: this client may be silent."""
+        if not self._has_pinged or self._listening_since is None:
+            return None
+        return self._listening_since + SILENT_HEARTBEATS * interval
+
+    async def _covered(self) -> int | None:
+        """Return the seq up to which every matching event was sent; None if something is under way.
+
+        Nothing is said about subscriptions that catch up or wait for credit.
+        """
+        position = self._node.dispatcher.position
+        # What the dispatcher gave out up to there has woken its readers. They run before us now.
+        await asyncio.sleep(0)
+        live = [feed for feed in self._feeds.values() if feed.subscription.is_live]
+        if not live:
+            return self._node.dispatcher.head
+        return position if all(feed.is_idle for feed in live) else None
+
+    # --- reading ---
+
+    async def _read(self) -> None:
+        for number in itertools.count(1):
+            await self._replies.room()
+            self._listening_since = self._loop.time()
+            message = await self._websocket.receive()
+            self._listening_since = None
+            if message["type"] == "websocket.disconnect":
+                logger.debug("connection %s was left with %s", self.id, message.get("code"))
+                self._end(None)
+                return
+            text = message.get("text")
+            for command in self._parse(text):
+                await self._replies.room()
+                await self._do(command, 0 if text is None else len(text))
+            if number % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _parse(self, text: str | None) -> list[Command | Refused]:
+        if text is None:
+            return [Refused(BinaryFrame())]
+        try:
+            return parse_client_frame(text, self._settings, arrays=not self._is_plain)
+        except Exception:
+            logger.exception("failed to read a frame of connection %s", self.id)
+            return [Refused(internal())]
+
+    async def _do(self, command: Command | Refused, size: int) -> None:
+        try:
+            if isinstance(command, Refused):
+                self._refuse(command)
+                return
+            self._bad_frames = 0
+            match command:
+                case Publish():
+                    self._publish(command, size)
+                case Subscribe():
+                    await self._subscribe(command)
+                case Unsubscribe():
+                    await self._unsubscribe(command)
+                case Acknowledge() | AcknowledgeUpTo():
+                    self._acknowledge(command, size)
+                case Credit(sub=sub, credit=credit):
+                    self._feed(sub).allow(credit)
+                    self._replies.ok(command.id)
+                case Ping():
+                    self._ping(command)
+                case _:
+                    assert_never(command)
+        except EventBusError as exc:
+            self._replies.refuse(exc, command.id, getattr(command, "sub", None))
+        except Exception:
+            logger.exception("failed to do a frame of connection %s", self.id)
+            self._replies.refuse(internal(), command.id)
+
+    def _refuse(self, refused: Refused) -> None:
+        self._replies.refuse(refused.error, refused.id, refused.sub)
+        if not refused.error.code.startswith("frame."):
+            self._bad_frames = 0
+            return
+        self._bad_frames += 1
+        if self._bad_frames >= MAX_BAD_FRAMES:
+            error = BadFrame(f"{MAX_BAD_FRAMES} bad frames in a row; the last: {refused.error}")
+            self._end(Ending(4400, error, reconnect=False, after=0))
+
+    # --- commands ---
+
+    def _publish(self, command: Publish, size: int) -> None:
+        render = None
+        if command.id is not None:
+            answer = frames.batch_published if command.is_batch else _published
+            render = partial(answer, command.id)
+        if not command.is_live:
+            self._replies.expect(self._node.submit(command.drafts), render, command.id, size)
+            return
+        receipts = [self._node.publish_live(draft) for draft in command.drafts]
+        if render is not None:
+            self._replies.say(render(receipts))
+
+    async def _subscribe(self, command: Subscribe) -> None:
+        sub = self._unused_sub() if command.sub is None else command.sub
+        if sub in self._feeds:
+            raise SubscriptionExists(f"subscription {quote(sub)} exists on this connection already")
+        if len(self._feeds) >= self._settings.max_subscriptions:
+            raise TooManySubscriptions(
+                f"the connection has {len(self._feeds)} subscriptions, which is the limit (EVENTBUS_MAX_SUBSCRIPTIONS)"
+            )
+        subscription = await self._node.subscribe(
+            command.patterns,
+            command.start,
+            include_processed=command.include_processed,
+            overflow=command.overflow,
+            buffer=command.buffer,
+            epoch=command.epoch,
+        )
+        subscription.on_close = self._note_closed
+        feed = self._feeds[sub] = Feed(
+            sub,
+            subscription,
+            self._outlet,
+            is_plain=self._is_plain,
+            credit=command.credit,
+            auto_ack=self._auto_ack,
+        )
+        # Its events begin after the `ok`, which tells the client what they belong to.
+        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=subscription.after)
+
+    def _unused_sub(self) -> int:
+        return next(sub for sub in itertools.count(1) if sub not in self._feeds)
+
+    def _open(self, feed: Feed) -> None:
+        if self._feeds.get(feed.sub) is feed:
+            feed.task = self._start(self._feed_until_closed(feed), f"feed-{feed.sub!a}")
+
+    async def _feed_until_closed(self, feed: Feed) -> None:
+        try:
+            await feed.run()
+        except SubscriptionClosed as exc:
+            if self._feeds.get(feed.sub) is feed:
+                del self._feeds[feed.sub]
+                await self._tell_closed(feed, exc)
+
+    async def _tell_closed(self, feed: Feed, reason: SubscriptionClosed) -> None:
+        """A subscription ended by itself, as the bus stops."""
+        if isinstance(reason, SlowConsumer):
+            self._note_closed(reason)
+        elif self._is_plain:
+            self._end(Ending(4000, reason, after=0))  # this dialect has no word for it
+        else:
+            await self._outlet.send(frames.server_frame(frames.Closed(feed.sub, reason)))
+
+    def _note_closed(self, reason: SubscriptionClosed) -> None:
+        """An overflow policy ended a subscription: it ends the connection, also while a send is stalled."""
+        if isinstance(reason, SlowConsumer):
+            self._end(Ending(4100, reason))
+
+    async def _unsubscribe(self, command: Unsubscribe) -> None:
+        feed = self._feed(command.sub)
+        del self._feeds[command.sub]
+        await feed.close()
+        self._replies.ok(command.id)
+
+    def _acknowledge(self, command: Acknowledge | AcknowledgeUpTo, size: int) -> None:
+        match command:
+            case Acknowledge(events=events):
+                acking = self._node.acknowledge([Ack(*event) for event in events])
+            case AcknowledgeUpTo(sub=sub, up_to=up_to):
+                acking = self._feed(sub).acknowledge_up_to(up_to, self._node)
+        task = asyncio.create_task(acking, name=f"websocket-{self.id}-ack")
+        self._acks.add(task)
+        task.add_done_callback(self._acks.discard)
+        render = None if command.id is None else partial(_acked, command.id)
+        self._replies.expect(task, render, command.id, size)
+
+    def _ping(self, command: Ping) -> None:
+        self._has_pinged = True
+        if self._is_plain:
+            self._replies.ok(command.id)
+        else:
+            self._replies.say(frames.server_frame(frames.Pong(command.id)))
+
+    def _feed(self, sub: Sub) -> Feed:
+        feed = self._feeds.get(sub)
+        if feed is None:
+            raise UnknownSubscription(f"no subscription {quote(sub)} on this connection")
+        return feed
+
+
+def _published(frame_id: int, receipts: list[Receipt]) -> str:
+    return frames.published(frame_id, receipts[0])
+
+
+def _acked(frame_id: int, acked: int) -> str:
+    return frames.server_frame(frames.Ok(frame_id, {"acked": acked}))
