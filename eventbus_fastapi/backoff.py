@@ -5,7 +5,7 @@ Pure arithmetic over a source of randomness. Nothing here sleeps or counts.
 
 from __future__ import annotations
 
-import random as _random
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _MAX_EXPONENT = 1023
 class FullJitter:
     """Delays drawn evenly from 0 to a ceiling that doubles with each attempt, up to `cap`.
 
-    Programs that lost the same server at the same moment spread out over the whole time, instead of coming back together.
+    Programs that lost the same server at the same moment spread out over the whole time, and do not come back together.
 
     Raises:
         ValueError: `base` or `cap` is not a number above 0.
@@ -27,8 +27,8 @@ class FullJitter:
     """Ceiling of the first delay, seconds."""
     cap: float
     """Highest ceiling, seconds."""
-    random: Callable[[], float] = _random.random
-    """Source of numbers from 0 to 1."""
+    random: Callable[[], float] = random.random
+    """Source of numbers from 0 to 1. Defaults to `random.random`."""
 
     def __post_init__(self) -> None:
         # `not >` rather than `<=`: NaN compares false with everything.

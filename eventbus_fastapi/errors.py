@@ -372,6 +372,11 @@ class SettingsError(EventBusError):
 
 
 def quote(value: object, limit: int = 80) -> str:
-    """Show a foreign value in a message: escaped, one line, at most `limit` characters."""
-    text = ascii(value)
+    """Show a foreign value in a message: escaped, one line, at most `limit` characters; it never raises."""
+    if isinstance(value, str | bytes):
+        value = value[: limit + 1]  # the rest would be escaped only to be cut off
+    try:
+        text = ascii(value)
+    except Exception:  # noqa: BLE001 - a __repr__ of the program's own, or an int of more digits than Python writes
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from eventbus_fastapi import codec
 from eventbus_fastapi.errors import InvalidEvent, NotRunning, PayloadTooLarge, quote
@@ -28,20 +28,26 @@ class Event(BaseModel):
             id: int
             username: str
 
+    A subclass without a topic of its own has its parent's. A field may be called `topic`: it is part of the payload and
+    has nothing to do with the event's topic, which is `UserCreated.__topic__`.
+
     Raises:
         InvalidTopic: at class creation, if the topic does not follow the grammar.
     """
 
     __topic__: ClassVar[str] = ""
 
+    # Pydantic would write NaN and infinity as null, and nobody would ever know; this way the codec refuses them.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     def __init_subclass__(cls, topic: str | None = None, **options: Any) -> None:
-        # Pydantic passes class keywords to __pydantic_init_subclass__ as well; `topic` ends here.
         super().__init_subclass__(**options)
         if topic is not None:
             cls.__topic__ = check_topic(topic)
 
     @classmethod
     def __pydantic_init_subclass__(cls, topic: str | None = None, **options: Any) -> None:
+        # Pydantic passes the class keywords here as well; `topic` ends here.
         super().__pydantic_init_subclass__(**options)
 
 

@@ -100,10 +100,7 @@ class PatternIndex(Generic[T]):
         node = self._root
         for segment in check_pattern(pattern).split("."):
             node = node.grow(segment)
-        if value not in node.values:
-            # A new set, as `match` may have handed out the old one.
-            node.values = node.values | {value}
-            self._size += 1
+        self._size += node.put(value)
 
     def remove(self, pattern: str, value: T) -> None:
         """Let go of the pair.
@@ -118,9 +115,8 @@ class PatternIndex(Generic[T]):
             if child is None:
                 raise KeyError((pattern, value))
             path.append(child)
-        if value not in path[-1].values:
+        if not path[-1].drop(value):
             raise KeyError((pattern, value))
-        path[-1].values = path[-1].values - {value}
         self._size -= 1
         for segment, node, parent in zip(reversed(segments), reversed(path), reversed(path[:-1]), strict=False):
             if not node.is_empty:
@@ -130,10 +126,10 @@ class PatternIndex(Generic[T]):
     def match(self, topic: str) -> frozenset[T]:
         """Return the values of all patterns that match a (valid) topic."""
         end = 1 << topic.count(".") + 1
-        found = [node.values for node, places in self._reach(topic) if places & end and node.values]
+        found = [node for node, places in self._reach(topic) if places & end and node.values is not None]
         if len(found) == 1:
-            return found[0]
-        return frozenset().union(*found)
+            return found[0].freeze()
+        return frozenset().union(*[node.values for node in found if node.values is not None])
 
     def _reach(self, topic: str) -> Iterator[tuple[_Node[T], int]]:
         """Yield each node that some beginning of the topic leads to, with the places it may stand at.
@@ -144,8 +140,6 @@ class PatternIndex(Generic[T]):
         end = 1 << len(segments)
         before_end = end - 1
         occurrences: dict[str, int] = {}
-        for number, segment in enumerate(segments):
-            occurrences[segment] = occurrences.get(segment, 0) | 1 << number
         stack = [(self._root, 1)]
         while stack:
             visit = stack.pop()
@@ -165,6 +159,9 @@ class PatternIndex(Generic[T]):
                 if child is not None:
                     stack.append((child, places << 1))
                 continue
+            if not occurrences:
+                for number, segment in enumerate(segments):
+                    occurrences[segment] = occurrences.get(segment, 0) | 1 << number
             for segment, where in occurrences.items():
                 if where & places:
                     child = node.literals.get(segment)
@@ -175,17 +172,43 @@ class PatternIndex(Generic[T]):
 class _Node(Generic[T]):
     """A place in the tree of patterns: what follows it, and the values of the pattern that ends here."""
 
-    __slots__ = ("literals", "many", "one", "values")
+    __slots__ = ("frozen", "literals", "many", "one", "values")
 
     def __init__(self) -> None:
         self.literals: dict[str, _Node[T]] | None = None
         self.one: _Node[T] | None = None
         self.many: _Node[T] | None = None
-        self.values: frozenset[T] = frozenset()
+        self.values: set[T] | None = None
+        self.frozen: frozenset[T] | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not self.values and not self.literals and self.one is None and self.many is None
+        return self.values is None and not self.literals and self.one is None and self.many is None
+
+    def put(self, value: T) -> bool:
+        """Hold the value; say whether it is new."""
+        if self.values is None:
+            self.values = set()
+        if value in self.values:
+            return False
+        self.values.add(value)
+        self.frozen = None
+        return True
+
+    def drop(self, value: T) -> bool:
+        """Let go of the value; say whether it was held."""
+        if self.values is None or value not in self.values:
+            return False
+        self.values.remove(value)
+        self.values = self.values or None
+        self.frozen = None
+        return True
+
+    def freeze(self) -> frozenset[T]:
+        """Return the values. The copy is kept: thousands of values of one pattern are not copied for each topic."""
+        if self.frozen is None:
+            self.frozen = frozenset(self.values or ())
+        return self.frozen
 
     def child(self, segment: str) -> _Node[T] | None:
         if segment == ONE:
