@@ -1,0 +1,93 @@
+"""Errors as HTTP answers: `application/problem+json` (RFC 9457) with the members of the wire's error object.
+
+`ProblemRoute` gives the bus's own routes these answers and leaves the rest of the app alone: no exception handler is
+installed anywhere, and what an app's own dependencies raise on these routes goes to the app's own handlers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from eventbus_fastapi.errors import EventBusError, InvalidRequest, quote
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(error: EventBusError) -> Response:
+    """Return the answer that reports `error`."""
+    headers = {"Cache-Control": "no-store"}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return Response(to_json(members(error)), error.status, headers, MEDIA_TYPE)
+
+
+def members(error: EventBusError) -> dict[str, Any]:
+    """Return the members of a problem: the error object of the wire, and what RFC 9457 asks for.
+
+    The type is `about:blank`, which stands for no more than the status: `code` is what programs look at.
+    """
+    described = error.describe()
+    title = HTTPStatus(error.status).phrase
+    return {"type": "about:blank", "title": title, "detail": described["message"], **described}
+
+
+class ProblemRoute(APIRoute):
+    """A route that answers every error of its own with a problem."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any) -> None:
+        super().__init__(path, _answering(endpoint), **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_or_refuse(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as exc:
+                return problem(InvalidRequest(_explain(exc)))
+
+        return handle_or_refuse
+
+
+def _answering(endpoint: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    """Wrap an endpoint so that its errors, and only its own, become answers."""
+
+    @functools.wraps(endpoint)
+    async def answer(*args: Any, **kwargs: Any) -> Response:
+        try:
+            return await endpoint(*args, **kwargs)
+        except EventBusError as exc:
+            return problem(exc)
+        except HTTPException:  # a limit of the app around us, such as FastAPI(max_body_size=…)
+            raise
+        except ClientDisconnect:
+            return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+        except Exception:
+            logger.exception("failed to answer %s", endpoint.__name__)
+            return problem(EventBusError("the server failed; its log has the details"))
+
+    return answer
+
+
+def _explain(exc: RequestValidationError) -> str:
+    """One clause per parameter: where it is, its name, what was expected, what came."""
+    clauses = []
+    for error in exc.errors():
+        place, *name = error["loc"]
+        got = "" if error["type"] == "missing" else f", got {quote(error['input'])}"
+        clauses.append(f"{place} parameter '{'.'.join(map(str, name))}': {error['msg']}{got}")
+    return "; ".join(clauses)
