@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventbus_fastapi.errors import SettingsError
+from eventbus_fastapi.errors import SettingsError, quote
 
 Overflow = Literal["catch_up", "disconnect", "drop_oldest"]
 """What happens to a live subscription that falls more than `buffer` events behind.
@@ -137,5 +137,5 @@ def _explain(exc: ValidationError) -> str:
             close = difflib.get_close_matches(name, Settings.model_fields, n=1)
             lines.append(f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else ""))
         else:
-            lines.append(f"setting {name} ({PREFIX}{name.upper()}): {error['msg']}, got {error['input']!r}")
+            lines.append(f"setting {name} ({PREFIX}{name.upper()}): {error['msg']}, got {quote(error['input'])}")
     return "; ".join(lines)
