@@ -1,8 +1,9 @@
 """The store on PostgreSQL, with asyncpg or psycopg 3.
 
-What differs: an append is two statements in its transaction instead of five (arrays instead of many rows, data-modifying
-CTEs instead of read and write), and the same statement notifies the other nodes, once per batch and never in a user's
-transaction. One connection of the node, outside the pool, listens.
+What differs: an append is one statement and one round trip (arrays instead of many rows, data-modifying CTEs instead of
+lock, read and write) as long as the outbox is empty, and two statements in a transaction otherwise. The same statement
+notifies the other nodes, once per batch and never in a user's transaction. One connection of the node, outside the pool,
+listens.
 """
 
 from __future__ import annotations
@@ -16,22 +17,28 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Integer,
-    LargeBinary,
+    TableValuedAlias,
     Text,
     Uuid,
     bindparam,
+    cast,
     column,
     func,
     insert,
     null,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Store
+from eventbus_fastapi.store.failures import FAILURES, is_contention, is_disconnect, translate
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, now_micros
 
@@ -47,6 +54,35 @@ class PostgreSQLStore(Store):
         place = hashlib.sha256(f"{settings.db_schema or ''}.{settings.table_prefix}".encode()).hexdigest()
         self.channel = f"eventbus_{place[:16]}"
         self._fast = FastStatements(self.tables, self.channel if self.has_listener else None)
+
+    async def append(self, drafts: Sequence[Draft]) -> tuple[list[Receipt], int]:
+        """One statement of its own, if the outbox is empty: its UPDATE of the head is the lock, held until it commits.
+
+        Whatever was committed to the outbox before this call is in the statement's snapshot, so "empty" cannot be wrong
+        about an event that must come first. Anything out of the ordinary goes the portable way.
+        """
+        if any(draft.delay is not None or draft.publish_at is not None for draft in drafts):
+            return await super().append(drafts)
+        async with self._append_lock:
+            last_seq = await self._append_alone(drafts)
+        if last_seq is None:
+            return await super().append(drafts)
+        first = last_seq - len(drafts) + 1
+        return [Receipt(draft[0], seq) for seq, draft in enumerate(drafts, start=first)], last_seq
+
+    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
+        """Return the new last seq; None if the outbox holds something, a message_id is taken, or the connection is dead
+        (and the outcome unknown: the portable way looks the ids up)."""
+        parameters = {**_arrays([(*draft[:6], draft.ttl) for draft in drafts]), "count": len(drafts)}
+        try:
+            async with asyncio.timeout(self.settings.statement_timeout), self._reading.connect() as connection:
+                return (await connection.execute(self._fast.append_alone, parameters)).scalar_one_or_none()
+        except IntegrityError:
+            return None
+        except FAILURES as exc:
+            if is_contention(exc) or is_disconnect(exc):
+                return None
+            raise translate(exc) from exc
 
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One statement instead of two. An outbox row that was committed before this call is in its snapshot, and one
@@ -65,11 +101,8 @@ class PostgreSQLStore(Store):
 
     async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
         """One statement with an array per column, whatever the number of events."""
-        names = (*EVENT_FIELDS, "ttl")
-        columns = zip(*events, strict=True)
-        parameters: dict[str, Any] = {f"{name}_list": list(values) for name, values in zip(names, columns, strict=True)}
         await connection.execute(
-            self._fast.add_to_log, {**parameters, "base": last_seq, "last_seq": last_seq + len(events)}
+            self._fast.add_to_log, {**_arrays(events), "base": last_seq, "last_seq": last_seq + len(events)}
         )
 
     async def listen(self, ring: Callable[[], None]) -> None:
@@ -118,8 +151,44 @@ class PostgreSQLStore(Store):
                 await driver.execute("SELECT 1")
 
 
+class Untouched(UserDefinedType[Any]):
+    """A parameter that goes to the driver as it is. SQLAlchemy's ARRAY would look at every element on its way."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        raise NotImplementedError("only for parameters inside a CAST")
+
+
+COLUMN_TYPES: dict[str, TypeEngine[Any]] = {
+    "message_id": Uuid(),
+    "topic": Text(),
+    "key": Text(),
+    "payload": postgresql.BYTEA(),
+    "content_type": Text(),
+    "metadata": Text(),
+    "ttl": BigInteger(),
+}
+
+
+def _arrays(events: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """Turn events (their fields and ttl) into a parameter per column."""
+    columns = zip(*events, strict=True)
+    return {f"{name}_list": list(values) for name, values in zip(COLUMN_TYPES, columns, strict=True)}
+
+
+def _rows() -> TableValuedAlias:
+    """The events of `_arrays` as rows, with their `place` from 1."""
+    arrays = [
+        cast(bindparam(f"{name}_list", type_=Untouched()), ARRAY(kind, dimensions=1))
+        for name, kind in COLUMN_TYPES.items()
+    ]
+    columns = [column(name, kind) for name, kind in COLUMN_TYPES.items()]
+    return func.unnest(*arrays).table_valued(*columns, with_ordinality="place", name="rows").render_derived()
+
+
 class FastStatements:
-    """The two statements of an append as PostgreSQL can do them."""
+    """The statements of an append as PostgreSQL can do them."""
 
     def __init__(self, tables: Tables, channel: str | None) -> None:
         event, outbox, head = tables.event, tables.outbox, tables.head
@@ -128,25 +197,7 @@ class FastStatements:
         base = bindparam("base", type_=BigInteger)
         notified = null() if channel is None else func.pg_notify(channel, "")
 
-        rows = func.unnest(
-            bindparam("message_id_list", type_=ARRAY(Uuid(), dimensions=1)),
-            bindparam("topic_list", type_=ARRAY(Text(), dimensions=1)),
-            bindparam("key_list", type_=ARRAY(Text(), dimensions=1)),
-            bindparam("payload_list", type_=ARRAY(postgresql.BYTEA(), dimensions=1)),
-            bindparam("content_type_list", type_=ARRAY(Text(), dimensions=1)),
-            bindparam("metadata_list", type_=ARRAY(Text(), dimensions=1)),
-            bindparam("ttl_list", type_=ARRAY(BigInteger(), dimensions=1)),
-        ).table_valued(
-            column("message_id", Uuid()),
-            column("topic", Text()),
-            column("key", Text()),
-            column("payload", LargeBinary()),
-            column("content_type", Text()),
-            column("metadata", Text()),
-            column("ttl", BigInteger()),
-            with_ordinality="place",
-            name="rows",
-        ).render_derived()
+        rows = _rows()
         added = (
             insert(event)
             .from_select(
@@ -163,6 +214,31 @@ class FastStatements:
             .add_cte(added)
         )
         """Parameters: an array per field (`topic_list` …), base, last_seq."""
+
+        count = bindparam("count", type_=BigInteger)
+        moved_head = (
+            update(head)
+            .where(head.c.id == 1, ~select(outbox.c.id).exists())
+            .values(last_seq=head.c.last_seq + count)
+            .returning(head.c.last_seq, notified)
+            .cte("moved_head")
+        )
+        rows = _rows()
+        added = (
+            insert(event)
+            .from_select(
+                target,
+                select(
+                    moved_head.c.last_seq - count + rows.c.place,
+                    *(rows.c[name] for name in EVENT_FIELDS),
+                    now,
+                    now + rows.c.ttl,
+                ).select_from(moved_head.join(rows, true())),
+            )
+            .cte("added")
+        )
+        self.append_alone = select(moved_head.c.last_seq).add_cte(added)
+        """Parameters: an array per field, count. Returns the new last seq, or no row if the outbox is not empty."""
 
         oldest = select(outbox.c.id).order_by(outbox.c.id).limit(bindparam("limit", type_=Integer)).cte("oldest")
         moved = (
