@@ -122,8 +122,9 @@ def parse_client_frame(text: str, limits: Settings, *, arrays: bool = True) -> l
 
 
 def _load(text: str, limits: Settings) -> Any:
-    if len(text) > limits.max_frame or (not text.isascii() and len(text.encode()) > limits.max_frame):
-        raise FrameTooLarge(len(text.encode()), limits.max_frame)
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    if size > limits.max_frame:
+        raise FrameTooLarge(size, limits.max_frame)
     try:
         return codec.parse_json(text, max_depth=limits.max_depth + FRAME_DEPTH)
     except InvalidPayload as exc:
