@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventbus_fastapi.errors import InvalidEvent, quote
+from eventbus_fastapi.errors import InvalidEvent, SlowConsumer, SubscriptionClosed, quote
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.pipeline.channel import Gap
 from eventbus_fastapi.pipeline.node import Node, Start
@@ -286,8 +286,15 @@ class Subscribing:
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         async with await self as subscription:
-            async for message in subscription:
-                yield message
+            while True:
+                try:
+                    messages = await subscription.next_messages()
+                except SlowConsumer:
+                    raise
+                except SubscriptionClosed:
+                    return
+                for message in messages:
+                    yield message
 
     async def __aenter__(self) -> Subscription:
         self._subscription = await self

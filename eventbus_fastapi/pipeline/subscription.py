@@ -128,39 +128,42 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Message:
-        """Return the next message; end after `close`.
-
-        Raises:
-            LogGap: part of the log is not available and no `on_gap` was given. Iterating goes on after the gap.
-            SlowConsumer: the overflow policy ended the subscription.
-        """
-        while not self._ready:
+        """Return the next message; end after `close`. Raises as `next_messages`."""
+        if not self._ready:
             try:
-                items = await self.take()
+                self._ready.extend(await self.next_messages())
             except SlowConsumer:
                 raise
             except SubscriptionClosed:
                 raise StopAsyncIteration from None
-            for place, item in enumerate(items):
-                match item:
-                    case Batch():
-                        self._ready.extend(item.messages)
-                    case Gap():
-                        if self._on_gap is not None:
-                            self._on_gap(item)
-                        elif self._ready:  # first what came before the gap
-                            self._items.extendleft(reversed(items[place:]))
-                            break
-                        else:
-                            self._items.extendleft(reversed(items[place + 1 :]))
-                            raise LogGap(item.first_seq, item.last_seq, item.reason)
-                    case CaughtUp():
-                        pass
-                    case _:
-                        assert_never(item)
-        message = self._ready.popleft()
-        message._acknowledge = self._acknowledge
-        return message
+        return self._ready.popleft()
+
+    async def next_messages(self) -> list[Message]:
+        """Wait for messages and return those that are ready, at least one.
+
+        Raises:
+            LogGap: part of the log is not available and no `on_gap` was given. Reading goes on after the gap.
+            SlowConsumer: the overflow policy ended the subscription.
+            SubscriptionClosed: it was closed.
+        """
+        messages: list[Message] = []
+        while not messages:
+            items = deque(await self.take())
+            while items:
+                item = items.popleft()
+                if isinstance(item, Batch):
+                    messages.extend(item.messages)
+                elif isinstance(item, Gap) and self._on_gap is not None:
+                    self._on_gap(item)
+                elif isinstance(item, Gap) and messages:
+                    self._items.extendleft(reversed((item, *items)))  # first what came before the gap
+                    break
+                elif isinstance(item, Gap):
+                    self._items.extendleft(reversed(items))
+                    raise LogGap(item.first_seq, item.last_seq, item.reason)
+        for message in messages:
+            message._acknowledge = self._acknowledge
+        return messages
 
     async def __aenter__(self) -> Self:
         return self

@@ -221,8 +221,8 @@ class Store:
 
     async def read(self, after: int, limit: int) -> Scan:
         """Return up to `limit` events with seq > `after` in order, without those that have expired."""
-        async with self._translated(), self._reading.connect() as connection:
-            rows = (await connection.execute(self.sql.read_log, {"after": after, "limit": limit})).all()
+        async with self._translated():
+            rows = await self._read_rows(after, limit)
         if not rows:
             return Scan([], after, is_last=True, has_hole=True)
         messages = [Message(*row) for row in rows]
@@ -231,6 +231,10 @@ class Store:
             now = await self.now()
             messages = [message for message in messages if message.expires_at is None or message.expires_at > now]
         return Scan(messages, scanned_to, is_last=len(rows) < limit, has_hole=rows[0][0] != after + 1)
+
+    async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
+        async with self._reading.connect() as connection:
+            return (await connection.execute(self.sql.read_log, {"after": after, "limit": limit})).all()
 
     async def get(self, seq: int) -> StoredEvent:
         """Return one event.

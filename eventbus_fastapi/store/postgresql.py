@@ -9,6 +9,8 @@ listens.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +56,8 @@ class PostgreSQLStore(Store):
         place = hashlib.sha256(f"{settings.db_schema or ''}.{settings.table_prefix}".encode()).hexdigest()
         self.channel = f"eventbus_{place[:16]}"
         self._fast = FastStatements(self.tables, self.channel if self.has_listener else None)
+        self._is_asyncpg = engine.dialect.driver == "asyncpg"
+        self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
 
     async def append(self, drafts: Sequence[Draft]) -> tuple[list[Receipt], int]:
         """One statement of its own, if the outbox is empty: its UPDATE of the head is the lock, held until it commits.
@@ -83,6 +87,18 @@ class PostgreSQLStore(Store):
             if is_contention(exc) or is_disconnect(exc):
                 return None
             raise translate(exc) from exc
+
+    async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
+        """Ask asyncpg itself, which halves the time of a page. What fails is asked again the portable way, which knows
+        what to do with the connection and the error."""
+        if not self._is_asyncpg:
+            return await super()._read_rows(after, limit)
+        with contextlib.suppress(*_asyncpg_failures()):
+            async with self._reading.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                rows: list[Sequence[Any]] = await driver.fetch(self._read_log, after, limit)
+                return rows
+        return await super()._read_rows(after, limit)
 
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One statement instead of two. An outbox row that was committed before this call is in its snapshot, and one
@@ -116,7 +132,7 @@ class PostgreSQLStore(Store):
             async with self._translated():
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(lambda sync_connection: sync_connection.detach())
-            if self.engine.dialect.driver == "asyncpg":
+            if self._is_asyncpg:
                 await self._listen_asyncpg(driver, ring)
             else:
                 await self._listen_psycopg(driver, ring)
@@ -149,6 +165,13 @@ class PostgreSQLStore(Store):
                 ring()
             async with self._translated():
                 await driver.execute("SELECT 1")
+
+
+@functools.cache
+def _asyncpg_failures() -> tuple[type[Exception], ...]:
+    import asyncpg  # an optional dependency, there if the engine uses it
+
+    return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class Untouched(UserDefinedType[Any]):
