@@ -3,8 +3,9 @@
 Revision ID: 0001
 Revises:
 
-The tables: head, event, outbox, scheduled, processed. The names of tables and indexes begin with the prefix that the caller configured. On MySQL each CREATE and DROP
-commits at once, so a run that was broken off is taken up where it stopped.
+The tables: head, event, outbox, scheduled, processed. The names of tables and indexes begin with the prefix that
+the caller configured. On MySQL each CREATE and DROP commits at once, so a run that was broken off is taken up where
+it stopped.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Column, Connection, MetaData, String, Table, func, inspect, make_url, select
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema, DropTable
 
@@ -177,6 +178,11 @@ async def run(
     """Run one of the functions above in a transaction of its own, as in `run(settings, tables, upgrade)`.
 
     An engine made from settings is disposed again.
+
+    Raises:
+        StoreUnavailable: the database cannot be reached or is busy; trying again makes sense.
+        StoreError: it refused the work, or what `work` raises.
+        SettingsError: the URL of the settings cannot be used.
     """
     engine = database if isinstance(database, AsyncEngine) else create_engine(database)
     try:
@@ -184,6 +190,10 @@ async def run(
             await connection.execution_options(**{BEGIN: "IMMEDIATE"})
             async with connection.begin():
                 return await connection.run_sync(work, tables, *args, **kwargs)
+    except (SQLAlchemyError, OSError) as exc:
+        passes = isinstance(exc, (OSError, OperationalError, InterfaceError))
+        kind = StoreUnavailable if passes else StoreError
+        raise kind(f"the database did not do it: {getattr(exc, 'orig', None) or exc}") from exc
     finally:
         if engine is not database:
             await engine.dispose()
