@@ -118,13 +118,15 @@ class Settings(BaseSettings):
 
 def refuse_unknown(environment: Iterable[str], known: Iterable[str]) -> None:
     """Raise SettingsError for a variable with our prefix that names no setting."""
-    names = {PREFIX + name.upper() for name in known}
+    names = {name.upper() for name in known}
     for variable in environment:
         if not variable.upper().startswith(PREFIX) or variable.upper().startswith(TEST_PREFIX):
             continue
-        if variable.upper() not in names:
-            close = difflib.get_close_matches(variable.upper(), names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+        name = variable.upper().removeprefix(PREFIX)
+        if name not in names:
+            # Compared without the prefix, which all have in common: with it, anything is close to something.
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
             raise SettingsError(f"unknown setting {variable}{hint}")
 
 
