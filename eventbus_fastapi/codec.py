@@ -134,7 +134,8 @@ def decode(body: bytes, content_type: str) -> Any:
 def decode_as(body: bytes, content_type: str, kind: type[T]) -> T:
     """Return the payload as `kind`: a Pydantic model, dataclass, TypedDict or any type that Pydantic validates.
 
-    JSON names may be those of the fields or their aliases.
+    JSON names may be those of the fields or their aliases. On Python 3.11 Pydantic takes a TypedDict only if it comes
+    from `typing_extensions`.
 
     Raises:
         InvalidPayload: the payload does not fit.

@@ -298,7 +298,8 @@ def _microseconds(name: str, duration: object) -> int:
         raise InvalidEvent(f"{name} must be seconds (a number) or a timedelta, got {quote(duration)}")
     if not -MAX_DURATION <= seconds <= MAX_DURATION:
         raise InvalidEvent(f"{name} must be at most {MAX_DURATION:,} seconds, got {quote(duration)}")
-    return round(seconds * 1_000_000) or (1 if seconds > 0 else 0)
+    # Too little to count is still more than nothing, or less.
+    return round(seconds * 1_000_000) or (seconds > 0) - (seconds < 0)
 
 
 def _check_publish_at(publish_at: object) -> int:
