@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -24,6 +24,25 @@ from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.server.router import build_router
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import AsyncTransaction, Head, Outbox, StoredEvent, SyncTransaction
+
+
+class Options(TypedDict, total=False):
+    """What may be said about an event beside its topic and payload."""
+
+    key: str | None
+    """Names the thing that the event is about; at most 255 bytes."""
+    message_id: UUID | str | None
+    """Makes publishing idempotent; a UUIDv7 where absent."""
+    metadata: Mapping[str, Any] | None
+    """A JSON object of at most 16 KiB; `timestamp` and `content_type` are reserved."""
+    ttl: float | timedelta | None
+    """Seconds from the event's entry into the log until it is no longer delivered."""
+    delay: float | timedelta | None
+    """Seconds until it enters the log, by the database's clock."""
+    publish_at: datetime | None
+    """When it enters the log; aware. Not together with `delay`."""
+    content_type: str | None
+    """Instead of text/plain, application/octet-stream or application/json."""
 
 
 class EventBus:
@@ -63,7 +82,10 @@ class EventBus:
             settings = settings.replace(**overrides)
         self.settings = settings
         self.node = Node(settings, engine)
-        self._outbox = Outbox(self.node.store.sql, lambda: self.node.sequencer.expect())
+        self._outbox = Outbox(self.node.store.sql, self._expect_commit)
+
+    def _expect_commit(self) -> None:
+        self.node.sequencer.expect()  # looked up at each commit: a started node has a new one
 
     @property
     def engine(self) -> AsyncEngine:
@@ -107,51 +129,23 @@ class EventBus:
 
     # --- publishing ---
 
-    def draft(
-        self,
-        event: Event | str,
-        payload: Any = UNSET,
-        *,
-        key: str | None = None,
-        message_id: UUID | str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        ttl: float | timedelta | None = None,
-        delay: float | timedelta | None = None,
-        publish_at: datetime | None = None,
-        content_type: str | None = None,
-    ) -> Draft:
+    def draft(self, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]) -> Draft:
         """Check and encode an event without publishing it, for `publish_many`.
 
         Args:
             event: an `Event`, or a topic with any payload beside it.
             payload: str is text, bytes are bytes, anything else becomes JSON.
-            key: orders and groups events of one thing; at most 255 bytes.
-            message_id: a UUID that makes publishing idempotent; a UUIDv7 where absent.
-            metadata: JSON object of at most 16 KiB; `timestamp` and `content_type` are reserved.
-            ttl: seconds from the event's entry into the log until it is no longer delivered.
-            delay: seconds until it enters the log, by the database's clock.
-            publish_at: when it enters the log; aware datetime. Not together with `delay`.
-            content_type: overrides text/plain, application/octet-stream or application/json.
+            options: see `Options`.
 
         Raises:
             InvalidInput: one of InvalidTopic, InvalidPayload, PayloadTooLarge, InvalidEvent.
         """
         return make_draft(
-            event,
-            payload,
-            key=key,
-            message_id=message_id,
-            metadata=metadata,
-            ttl=ttl,
-            delay=delay,
-            publish_at=publish_at,
-            content_type=content_type,
-            max_payload=self.settings.max_payload,
-            max_depth=self.settings.max_depth,
+            event, payload, max_payload=self.settings.max_payload, max_depth=self.settings.max_depth, **options
         )
 
     async def publish(
-        self, event: Event | str, payload: Any = UNSET, *, durable: bool = True, **options: Any
+        self, event: Event | str, payload: Any = UNSET, *, durable: bool = True, **options: Unpack[Options]
     ) -> Receipt:
         """Publish an event; when this returns it is committed and has its seq.
 
@@ -172,7 +166,9 @@ class EventBus:
             raise InvalidEvent("an event with durable=False cannot wait: delay and publish_at need storage")
         return self.node.publish_live(draft)
 
-    async def publish_many(self, events: Iterable[Event | Draft | tuple[str, Any]], **options: Any) -> list[Receipt]:
+    async def publish_many(
+        self, events: Iterable[Event | Draft | tuple[str, Any]], **options: Unpack[Options]
+    ) -> list[Receipt]:
         """Publish events in one commit, all or none, in their order; return their receipts.
 
         Each is an `Event`, a `(topic, payload)` or a `draft(…)`. Options are those of `draft`, except `message_id`,
@@ -185,17 +181,19 @@ class EventBus:
             raise InvalidEvent("one message_id cannot name many events; use draft(…, message_id=…)")
         return await self.node.submit([self._draft_of(event, options) for event in events])
 
-    def _draft_of(self, event: Event | Draft | tuple[str, Any], options: Mapping[str, Any]) -> Draft:
+    def _draft_of(self, event: Event | Draft | tuple[str, Any], options: Options) -> Draft:
         if isinstance(event, Draft):
             return event
         if isinstance(event, Event):
             return self.draft(event, **options)
-        if isinstance(event, tuple) and len(event) == 2:
-            return self.draft(event[0], event[1], **options)
-        raise InvalidEvent(f"expected an Event, a (topic, payload) or a draft, got {quote(event)}")
+        try:
+            topic, payload = event
+        except (TypeError, ValueError):
+            raise InvalidEvent(f"expected an Event, a (topic, payload) or a draft, got {quote(event)}") from None
+        return self.draft(topic, payload, **options)
 
     async def publish_txn(
-        self, transaction: AsyncTransaction, event: Event | str, payload: Any = UNSET, **options: Any
+        self, transaction: AsyncTransaction, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]
     ) -> Receipt:
         """Add an event to the caller's transaction.
 
@@ -213,7 +211,7 @@ class EventBus:
         return Receipt(draft.message_id, None)
 
     def publish_txn_sync(
-        self, transaction: SyncTransaction, event: Event | str, payload: Any = UNSET, **options: Any
+        self, transaction: SyncTransaction, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]
     ) -> Receipt:
         """Add an event to the caller's transaction: `publish_txn` for a sync `Session` or `Connection`."""
         draft = self.draft(event, payload, **options)

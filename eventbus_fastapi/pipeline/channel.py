@@ -122,6 +122,10 @@ class Channel:
         start = number - self.first
         return [self.batches[place] for place in range(start, min(start + most, len(self.batches)))]
 
+    def before(self, number: int) -> int:
+        """Return how many events the channel had before batch `number`, which is kept or the next."""
+        return self.batches[number - self.first].before if number < self.end else self.events
+
     def find(self, seq: int) -> int:
         """Return the number of the first batch with events after `seq`."""
         number = self.end
@@ -139,8 +143,9 @@ class Channel:
 class Live(Protocol):
     """What a subscription needs of the dispatcher."""
 
-    head: int
-    """The log has reached at least this seq."""
+    @property
+    def head(self) -> int:
+        """The log has reached at least this seq."""
 
     def attach(self, reader: Reader, patterns: tuple[str, ...], position: int) -> Channel | None:
         """Join the channel of these patterns if nothing after `position` would be missed; else return None."""

@@ -54,13 +54,14 @@ class Dispatcher:
             return None
         after, head = self.position, self._head
         scan = await self._store.read(after, self._page_size)
-        if scan.has_hole and after + 1 < (await self._store.head()).first_seq:
+        if scan.first != after + 1 and after + 1 < (await self._store.head()).first_seq:
             self._end_all()  # retention was faster; each reader finds out in the log what it missed
             return None
         if after != self.position or not self._channels:
             return 0  # the last reader left and another came while we read
         # What the log no longer holds at its end (a TTL) was looked at too.
         self.position = max(scan.scanned_to, head) if scan.is_last else scan.scanned_to
+        self._head = max(self._head, self.position)
         self.dispatch(scan.messages)
         # One turn of the loop for the readers between two pages.
         await asyncio.sleep(0)
@@ -69,14 +70,18 @@ class Dispatcher:
     def dispatch(self, messages: Sequence[Message]) -> None:
         """Give events to the channels that match."""
         by_channel: dict[Channel, list[Message]] = {}
+        size = 0
         for message in messages:
             channels = self._by_topic.get(message.topic)
-            for channel in self._match(message.topic) if channels is None else channels:
+            if channels is None:
+                channels = self._match(message.topic)
+            if channels:
+                size += len(message.body) + MESSAGE_OVERHEAD
+            for channel in channels:
                 by_channel.setdefault(channel, []).append(message)
         if not by_channel:
             return
         parts = [(channel, channel.append(matching)) for channel, matching in by_channel.items()]
-        size = sum(len(message.body) + MESSAGE_OVERHEAD for message in messages)
         self._tail.add(Page(size, messages[-1].seq, parts))
         self.dispatched += len(messages)
         for channel in by_channel:
@@ -87,7 +92,7 @@ class Dispatcher:
         channel = self._channels.get(patterns)
         if channel is None:
             if not self._channels:
-                self.position = position
+                self.position = min(position, self._head)  # a reader may wait for a seq that is far ahead
             elif position < self.position:
                 return None
             channel = self._open(patterns)

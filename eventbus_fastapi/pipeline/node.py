@@ -128,7 +128,8 @@ class Node:
 
     async def problems(self) -> list[str]:
         """Return why the node is not ready; empty when the database answers, the schema is current and LISTEN is
-        alive."""
+        alive.
+        """
         if not self._is_running:
             return ["the bus is not running"]
         found = []
@@ -154,7 +155,8 @@ class Node:
 
     def publish_live(self, draft: Draft) -> Receipt:
         """Give an event to the live subscriptions of this node only, without storing it: it has no seq, no other node
-        sees it, and whoever is not connected and live now never will."""
+        sees it, and whoever is not connected and live now never will.
+        """
         self._require_running()
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         message = Message(0, *draft[:6], now)
@@ -231,7 +233,7 @@ class Node:
     async def history(self, patterns: Sequence[str], after: int, limit: int) -> HistoryPage:
         """Return up to `limit` events after a seq that match any pattern, oldest first.
 
-        A rare pattern may give fewer, or none, with a `next` to go on from: one call looks at a bounded part of the log.
+        A rare pattern may give fewer, or none, with a `next` to go on from: one call looks at a part of the log.
         """
         self._require_running()
         chosen = [check_pattern(pattern) for pattern in patterns]

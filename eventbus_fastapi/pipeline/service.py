@@ -55,4 +55,6 @@ async def run(stage: Stage) -> None:
 
 def start(stage: Stage) -> asyncio.Task[None]:
     """Start a stage's loop as a task. It gets a context of its own: nothing of a request that caused the start."""
-    return asyncio.get_running_loop().create_task(run(stage), name=f"eventbus-{stage.name}", context=contextvars.Context())
+    return asyncio.get_running_loop().create_task(
+        run(stage), name=f"eventbus-{stage.name}", context=contextvars.Context()
+    )

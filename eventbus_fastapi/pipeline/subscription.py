@@ -16,9 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Self
-
-from typing_extensions import assert_never
+from typing import NamedTuple, Self, TypeVar, assert_never
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import LogGap, SlowConsumer, StoreUnavailable, SubscriptionClosed
@@ -28,6 +26,7 @@ from eventbus_fastapi.settings import Overflow
 from eventbus_fastapi.store import Scan, Store
 from eventbus_fastapi.topics import matches
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 TAKE_BATCHES = 4
@@ -40,7 +39,7 @@ class Policy(NamedTuple):
 
     overflow: Overflow
     buffer: int
-    """Events that it may fall behind under `disconnect` and `drop_oldest`; under `catch_up` the node's tail is the bound."""
+    """Events that it may fall behind, under `disconnect` and `drop_oldest`; `catch_up` has the node's tail."""
     page_size: int
     include_processed: bool
 
@@ -109,9 +108,11 @@ class Subscription:
                 await self._read_history()
                 continue
             self._wake.clear()
-            self._collect(self._channel)
-            if not self._items:
-                await self._wake.wait()
+            self._apply_policy(self._channel)
+            if self._channel is not None:
+                self._collect(self._channel)
+                if not self._items:
+                    await self._wake.wait()
 
     def close(self) -> None:
         """End the subscription; whoever waits in `take` gets SubscriptionClosed."""
@@ -174,14 +175,16 @@ class Subscription:
     # --- what the channel calls ---
 
     def notify(self) -> None:
-        """A batch came, or old ones went: wake the reader, or apply the overflow policy."""
-        channel = self._channel
-        if channel is None:
-            return
-        is_behind = channel.events - self._taken > self._policy.buffer and self._policy.overflow != "catch_up"
-        if is_behind or self._next < channel.first:
-            self._overflow(channel)
+        """A batch came: wake the reader, or apply the overflow policy."""
+        if self._channel is not None:
+            self._apply_policy(self._channel)
         self._wake.set()
+
+    def _apply_policy(self, channel: Channel) -> None:
+        is_gone = self._next < channel.first
+        is_behind = channel.events - self._taken > self._policy.buffer and self._policy.overflow != "catch_up"
+        if is_gone or is_behind:
+            self._overflow(channel)
 
     def _overflow(self, channel: Channel) -> None:
         match self._policy.overflow:
@@ -202,16 +205,15 @@ class Subscription:
     def _drop_oldest(self, channel: Channel) -> None:
         """Go on with the newest batches that fit the buffer, and tell what was left out."""
         number = max(self._next, channel.first)
-        while number + 1 < channel.end and channel.events - self._before(channel, number) > self._policy.buffer:
+        while number + 1 < channel.end and channel.events - channel.before(number) > self._policy.buffer:
             number += 1
-        self._next, self._taken = number, self._before(channel, number)
-        first_kept = channel.batches[number - channel.first].messages[0].seq
-        if first_kept > self.position + 1:
-            self._items.append(Gap(self.position + 1, first_kept - 1, "overflow"))
-            self.position = first_kept - 1
-
-    def _before(self, channel: Channel, number: int) -> int:
-        return channel.batches[number - channel.first].before
+        lost_to = channel.covered_from
+        if number < channel.end:
+            lost_to = max(lost_to, channel.batches[number - channel.first].messages[0].seq - 1)
+        self._next, self._taken = number, channel.before(number)
+        if lost_to > self.position:
+            self._items.append(Gap(self.position + 1, lost_to, "overflow"))
+            self.position = lost_to
 
     # --- live ---
 
@@ -245,16 +247,49 @@ class Subscription:
         if self._join():
             return
         head = max(self._live.head, self._history_ends)
-        scan = await self._read_page()
-        gap = await self._find_gap() if scan.has_hole else None
-        messages = [message for message in scan.messages if self._is_match(message.topic)]
-        messages = await self._without_processed(messages)
+        scan, gap, messages = await self._patiently(self._read_page)
         if gap is not None:
             self._items.append(gap)
         self._items.extend(cut(messages))
         # At the end of the log everything up to its head was looked at, also what a TTL has removed.
         self.position = max(scan.scanned_to, head) if scan.is_last else scan.scanned_to
         self._join()
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read, however long the database is away."""
+        pauses = FullJitter(base=0.05, cap=1.0)
+        attempt = 0
+        while True:
+            try:
+                async with self._reads:
+                    return await read()
+            except StoreUnavailable as exc:
+                if attempt == 0:
+                    logger.warning("a subscription waits at seq %d: %s", self.position, exc)
+                attempt += 1
+            await asyncio.sleep(pauses.delay(attempt))
+
+    async def _read_page(self) -> tuple[Scan, Gap | None, list[Message]]:
+        """Return a page after our position, what retention removed before it, and what is for this reader."""
+        scan = await self._store.read(self.position, self._policy.page_size)
+        gap = await self._find_gap(scan) if scan.first != self.position + 1 else None
+        messages = [message for message in scan.messages if self._is_match(message.topic)]
+        return scan, gap, await self._without_processed(messages)
+
+    async def _find_gap(self, scan: Scan) -> Gap | None:
+        last_removed = (await self._store.head()).first_seq - 1
+        if scan.first is not None:
+            last_removed = min(last_removed, scan.first - 1)
+        if last_removed <= self.position:
+            return None  # the hole is a TTL's: those events had expired
+        return Gap(self.position + 1, last_removed, "retention")
+
+    async def _without_processed(self, messages: list[Message]) -> list[Message]:
+        old = [message.seq for message in messages if message.seq <= self._history_ends]
+        if self._policy.include_processed or not old:
+            return messages
+        processed = await self._store.processed(old[0] - 1, old[-1])
+        return [message for message in messages if message.seq not in processed]
 
     def _join(self) -> bool:
         """Step from history to live, if no event after our position would be missed."""
@@ -265,40 +300,9 @@ class Subscription:
             return False
         self._channel = channel
         self._next = channel.find(self.position)
-        self._taken = channel.events
-        if self._next < channel.end:
-            self._taken = channel.batches[self._next - channel.first].before
+        self._taken = channel.before(self._next)
         self._items.append(CaughtUp(self.position))
         return True
-
-    async def _read_page(self) -> Scan:
-        """Read after our position, however long the database is away."""
-        pauses = FullJitter(base=0.05, cap=1.0)
-        attempt = 0
-        while True:
-            try:
-                async with self._reads:
-                    return await self._store.read(self.position, self._policy.page_size)
-            except StoreUnavailable as exc:
-                if attempt == 0:
-                    logger.warning("a subscription waits at seq %d: %s", self.position, exc)
-                attempt += 1
-                await asyncio.sleep(pauses.delay(attempt))
-
-    async def _find_gap(self) -> Gap | None:
-        """Return what retention has removed right after our position."""
-        first_seq = (await self._store.head()).first_seq
-        if self.position + 1 >= first_seq:
-            return None  # the hole is a TTL's: those events had expired
-        return Gap(self.position + 1, first_seq - 1, "retention")
-
-    async def _without_processed(self, messages: list[Message]) -> list[Message]:
-        old = [message.seq for message in messages if message.seq <= self._history_ends]
-        if self._policy.include_processed or not old:
-            return messages
-        async with self._reads:
-            processed = await self._store.processed(old[0] - 1, old[-1])
-        return [message for message in messages if message.seq not in processed]
 
     def _is_match(self, topic: str) -> bool:
         found = self._matches.get(topic)

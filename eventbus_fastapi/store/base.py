@@ -17,38 +17,29 @@ Errors of the driver leave this package only as `StoreUnavailable` (try again) o
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import (
     AckMismatch,
     EventBusError,
     NotFound,
-    SchemaOutdated,
     StoreError,
 )
 from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.database import AnyRow, Collision, Database
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Statements
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 DRAIN_LIMIT = 1_000
 """Outbox rows that move to the log in one transaction."""
-ATTEMPTS = 5
-"""How often a transaction runs when the database asks to run it again."""
 IN_LIMIT = 500
 """Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
 
@@ -82,9 +73,9 @@ class Scan(NamedTuple):
     """The last seq looked at, delivered or expired; the position to read on from."""
     is_last: bool
     """True if the log ended here when it was read."""
-    has_hole: bool
-    """True if the page does not begin right after the position asked for: a TTL or retention removed something, or the
-    page is empty."""
+    first: int | None
+    """The first seq looked at. Where it is not the one right after the position asked for, a TTL or retention removed
+    something. None: the page is empty."""
 
 
 class StoredEvent(NamedTuple):
@@ -101,24 +92,21 @@ class Ack(NamedTuple):
     message_id: UUID | None = None
 
 
-class _Collision(Exception):
-    """A message_id is in the log already: run the transaction again, looking ids up."""
-
-
-class Store:
+class Store(Database):
     """The portable store; see the module's docstring. Use `open_store` to get the right dialect's."""
 
     has_listener = False
     """True if `listen` tells of appends by other nodes; else only polling does."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
-        self.engine = engine
-        self.settings = settings
+        super().__init__(engine, settings)
         self.tables = Tables(settings.table_prefix, settings.db_schema)
         self.sql = Statements(self.tables)
         self._owns_engine = owns_engine
-        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._renew_locks()
+
+    def _renew_locks(self) -> None:
+        """Make the locks of this process, which belong to the event loop that first waits for one."""
         self._append_lock = asyncio.Lock()  # the head lock admits one anyway; waiting here costs no connection
 
     # --- life ---
@@ -130,6 +118,7 @@ class Store:
             SchemaOutdated: the tables are missing or of another version.
             StoreUnavailable: the database cannot be reached.
         """
+        self._renew_locks()
         await self.check()
 
     async def check(self) -> None:
@@ -168,9 +157,7 @@ class Store:
                 return await self._add_mixed(connection, last_seq, drafts)
             if is_careful:
                 return await self._add_careful(connection, last_seq, drafts)
-            receipts = [
-                Receipt(draft.message_id, last_seq + place) for place, draft in enumerate(drafts, start=1)
-            ]
+            receipts = [Receipt(draft.message_id, last_seq + place) for place, draft in enumerate(drafts, start=1)]
             await self._add(connection, last_seq, drafts)
             return receipts, last_seq + len(drafts)
 
@@ -195,7 +182,9 @@ class Store:
         async def work(connection: AsyncConnection) -> int:
             rows = (await connection.execute(self.sql.due, {"limit": DRAIN_LIMIT})).all()
             if rows:
-                await connection.execute(self.sql.add_to_outbox, [_event_values(row) | {"ttl": row.ttl} for row in rows])
+                await connection.execute(
+                    self.sql.add_to_outbox, [_event_values(row) | {"ttl": row.ttl} for row in rows]
+                )
                 for ids in _chunks([row.id for row in rows]):
                     await connection.execute(self.sql.remove_from_scheduled, {"ids": ids})
             return len(rows)
@@ -224,13 +213,13 @@ class Store:
         async with self._translated():
             rows = await self._read_rows(after, limit)
         if not rows:
-            return Scan([], after, is_last=True, has_hole=True)
+            return Scan([], after, is_last=True, first=None)
         messages = [Message(*row) for row in rows]
         scanned_to = messages[-1].seq
         if any(message.expires_at is not None for message in messages):
             now = await self.now()
             messages = [message for message in messages if message.expires_at is None or message.expires_at > now]
-        return Scan(messages, scanned_to, is_last=len(rows) < limit, has_hole=rows[0][0] != after + 1)
+        return Scan(messages, scanned_to, is_last=len(rows) < limit, first=rows[0][0])
 
     async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
         async with self._reading.connect() as connection:
@@ -279,7 +268,7 @@ class Store:
         seqs = sorted({ack.seq for ack in acks})
 
         async def work(connection: AsyncConnection) -> list[EventBusError | None]:
-            found: dict[int, Row[Any]] = {}
+            found: dict[int, AnyRow] = {}
             for chunk in _chunks(seqs):
                 for row in await connection.execute(self.sql.state_of_seqs, {"seqs": chunk}):
                     found[row[0]] = row
@@ -312,8 +301,7 @@ class Store:
         """
 
         async def work(connection: AsyncConnection) -> int:
-            # The head first, as an append does: the same order of locks everywhere.
-            last_seq, _ = await self._lock_head(connection)
+            last_seq, _, _ = (await connection.execute(self.sql.read_head)).one()
             rows = (await connection.execute(self.sql.oldest_of_log, {"limit": limit})).all()
             floor = 0 if keep is None else last_seq - keep
             seqs: list[int] = []
@@ -323,7 +311,8 @@ class Store:
                 seqs.append(seq)
             if seqs:
                 await self._remove(connection, seqs)
-                await connection.execute(self.sql.raise_floor, {"first_seq": seqs[-1] + 1})
+                # Last, so that the head's lock is held for no longer than the commit.
+                await connection.execute(self.sql.raise_floor, {"floor": seqs[-1] + 1})
             return len(seqs)
 
         return await self.transact(work)
@@ -347,10 +336,11 @@ class Store:
     async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
         """Move the oldest of the outbox to the log; return how many rows left the outbox and the new last seq."""
         rows = (await connection.execute(self.sql.oldest_of_outbox, {"limit": DRAIN_LIMIT})).all()
-        fresh: Sequence[Row[Any]] = rows
+        fresh: Sequence[AnyRow] = rows
         if is_careful:
-            known = set(await self._known(connection, [row.message_id for row in rows]))
-            fresh = [row for row in rows if row.message_id not in known and not known.add(row.message_id)]  # type: ignore[func-returns-value]
+            known = await self._known(connection, [row.message_id for row in rows])
+            first_of = {row.message_id: row for row in reversed(rows)}  # of twins in the outbox the older counts
+            fresh = [row for row in rows if row.message_id not in known and first_of[row.message_id] is row]
         if fresh:
             await self._insert(connection, last_seq, [(*row[1:-1], row.ttl) for row in fresh])
         for ids in _chunks([row.id for row in rows]):
@@ -415,75 +405,17 @@ class Store:
             known.update((row[0], row[1]) for row in rows)
         return known
 
-    # --- transactions ---
+    # --- again, with look-ups ---
 
-    async def _append(
-        self, work: Callable[[AsyncConnection, bool], Awaitable[T]], *, is_careful: bool = False
-    ) -> T:
+    async def _append(self, work: Callable[[AsyncConnection, bool], Awaitable[T]], *, is_careful: bool = False) -> T:
         """Run a transaction that writes to the log; again, with look-ups, if a message_id was there already."""
         async with self._append_lock:
             if not is_careful:
                 try:
                     return await self.transact(lambda connection: work(connection, False), is_optimistic=True)
-                except _Collision:
+                except Collision:
                     pass
             return await self.transact(lambda connection: work(connection, True), retry_on_integrity=True)
-
-    async def transact(
-        self,
-        work: Callable[[AsyncConnection], Awaitable[T]],
-        *,
-        is_optimistic: bool = False,
-        retry_on_integrity: bool = False,
-    ) -> T:
-        """Run `work` in a transaction of its own and commit it.
-
-        The whole transaction runs again, a few times, when the database asked for that (deadlock, serialisation, busy),
-        and once when its connection turned out to be dead, which is how a pool notices a restarted server.
-
-        Raises:
-            StoreUnavailable: the database cannot be reached, or is still busy after the retries.
-            StoreError: it refused the work.
-        """
-        delays = FullJitter(base=0.01, cap=0.5)
-        for attempt in range(ATTEMPTS):
-            try:
-                async with asyncio.timeout(self.settings.statement_timeout), self._writer() as connection:
-                    async with connection.begin():
-                        return await work(connection)
-            except IntegrityError as exc:
-                if is_optimistic:
-                    raise _Collision from exc
-                if not retry_on_integrity or attempt == ATTEMPTS - 1:
-                    raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
-            except FAILURES as exc:
-                may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
-                if not may_pass or attempt == ATTEMPTS - 1:
-                    raise translate(exc) from exc
-                logger.info("ran a transaction again after: %s", first_line(exc))
-            await asyncio.sleep(delays.delay(attempt))
-        raise AssertionError("unreachable")
-
-    @contextlib.asynccontextmanager
-    async def _writer(self) -> AsyncIterator[AsyncConnection]:
-        async with self._writing.connect() as connection:
-            yield connection
-
-    async def _read_row(self, statement: Any) -> Row[Any]:
-        async with self._translated(), self._reading.connect() as connection:
-            row = (await connection.execute(statement)).first()
-        if row is None:
-            raise SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
-        return row
-
-    @contextlib.asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        """Bound a database operation in time and turn the driver's errors into ours."""
-        try:
-            async with asyncio.timeout(self.settings.statement_timeout):
-                yield
-        except FAILURES as exc:
-            raise translate(exc) from exc
 
     # --- being told ---
 
@@ -492,7 +424,7 @@ class Store:
         raise StoreError(f"{self.engine.dialect.name} has no notifications; the node polls")
 
 
-def _judge(ack: Ack, row: Row[Any] | None) -> EventBusError | None:
+def _judge(ack: Ack, row: AnyRow | None) -> EventBusError | None:
     if row is None:
         return NotFound(f"no event at seq {ack.seq}")
     if ack.message_id is not None and ack.message_id != row[1]:
@@ -500,7 +432,7 @@ def _judge(ack: Ack, row: Row[Any] | None) -> EventBusError | None:
     return None
 
 
-def _event_values(row: Row[Any]) -> dict[str, Any]:
+def _event_values(row: AnyRow) -> dict[str, Any]:
     return {name: getattr(row, name) for name in EVENT_FIELDS}
 
 

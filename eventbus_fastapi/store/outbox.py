@@ -45,7 +45,9 @@ class Outbox:
             self._watch_connection(_sync(transaction))
             connection = transaction
         else:
-            raise InvalidInput(f"expected an AsyncSession or AsyncConnection, got {type(transaction).__name__}{_hint(transaction)}")
+            raise InvalidInput(
+                f"expected an AsyncSession or AsyncConnection, got {type(transaction).__name__}{_hint(transaction)}"
+            )
         try:
             await connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
@@ -62,7 +64,9 @@ class Outbox:
             self._watch_connection(transaction)
             connection = transaction
         else:
-            raise InvalidInput(f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}")
+            raise InvalidInput(
+                f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}"
+            )
         try:
             connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
@@ -70,7 +74,8 @@ class Outbox:
 
     def _watch_session(self, session: Session) -> None:
         """Ring when the session's outermost transaction ends. Listeners stay for the session's life: removing one while
-        it runs is not allowed, and a session that published once is likely to publish again."""
+        it runs is not allowed, and a session that published once is likely to publish again.
+        """
         if session in self._watched:
             return
         self._watched[session] = True
@@ -83,7 +88,8 @@ class Outbox:
 
     def _watch_connection(self, connection: Connection) -> None:
         """Ring when the connection commits. SQLAlchemy tells this just before the COMMIT is sent, so the sequencer
-        looks again soon after (see `Sequencer.expect`)."""
+        looks again soon after (see `Sequencer.expect`).
+        """
         if connection in self._watched:
             return
         self._watched[connection] = True
@@ -92,7 +98,9 @@ class Outbox:
 
 def _sync(connection: AsyncConnection) -> Connection:
     if connection.sync_connection is None:
-        raise InvalidInput("the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'")
+        raise InvalidInput(
+            "the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'"
+        )
     return connection.sync_connection
 
 

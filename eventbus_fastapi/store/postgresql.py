@@ -2,8 +2,8 @@
 
 What differs: an append is one statement and one round trip (arrays instead of many rows, data-modifying CTEs instead of
 lock, read and write) as long as the outbox is empty, and two statements in a transaction otherwise. The same statement
-notifies the other nodes, once per batch and never in a user's transaction. One connection of the node, outside the pool,
-listens.
+notifies the other nodes, once per batch and never in a user's transaction. One connection of the node, outside the
+pool, listens.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class PostgreSQLStore(Store):
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
         """Return the new last seq; None if the outbox holds something, a message_id is taken, or the connection is dead
-        (and the outcome unknown: the portable way looks the ids up)."""
+        (and the outcome unknown: the portable way looks the ids up).
+        """
         parameters = {**_arrays([(*draft[:6], draft.ttl) for draft in drafts]), "count": len(drafts)}
         try:
             async with asyncio.timeout(self.settings.statement_timeout), self._reading.connect() as connection:
@@ -90,7 +91,8 @@ class PostgreSQLStore(Store):
 
     async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
         """Ask asyncpg itself, which halves the time of a page. What fails is asked again the portable way, which knows
-        what to do with the connection and the error."""
+        what to do with the connection and the error.
+        """
         if not self._is_asyncpg:
             return await super()._read_rows(after, limit)
         with contextlib.suppress(*_asyncpg_failures()):
@@ -102,7 +104,8 @@ class PostgreSQLStore(Store):
 
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One statement instead of two. An outbox row that was committed before this call is in its snapshot, and one
-        that another node moved while we waited for the lock is skipped by the DELETE."""
+        that another node moved while we waited for the lock is skipped by the DELETE.
+        """
         last_seq, oldest = (await connection.execute(self.sql.lock_head_and_look)).one()
         return last_seq, oldest is not None
 
@@ -273,7 +276,9 @@ class FastStatements:
         place = func.row_number().over(order_by=moved.c.id)
         added = (
             insert(event)
-            .from_select(target, select(base + place, *(moved.c[name] for name in EVENT_FIELDS), now, now + moved.c.ttl))
+            .from_select(
+                target, select(base + place, *(moved.c[name] for name in EVENT_FIELDS), now, now + moved.c.ttl)
+            )
             .cte("added")
         )
         self.move_outbox = (

@@ -6,11 +6,10 @@ writes of the process take turns before the file's lock, so that they queue in o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-
-import asyncio
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -27,10 +26,14 @@ class SQLiteStore(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self._writing = engine.execution_options(**{BEGIN: "IMMEDIATE"})
         self._reading = engine.execution_options(**{BEGIN: "NONE"})
+
+    def _renew_locks(self) -> None:
+        super()._renew_locks()
         self._write_turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Create or upgrade the tables, as an embedded database should; several processes may start at once."""
+        self._renew_locks()
         async with self._translated(), self._writing.connect() as connection, connection.begin():
             await connection.run_sync(migrations.upgrade, self.tables)
 

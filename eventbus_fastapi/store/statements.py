@@ -29,6 +29,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.store.schema import Tables
 
+Query = Select[*tuple[Any, ...]]
+"""A SELECT of any columns."""
+
 EVENT_FIELDS = ("message_id", "topic", "key", "payload", "content_type", "metadata")
 
 
@@ -81,14 +84,14 @@ class Statements:
         self.add_to_log: Insert = insert(event).inline()
 
         # --- the head and its lock ---
-        self.read_head: Select[Any] = select(head.c.last_seq, head.c.first_seq, head.c.epoch).where(head.c.id == 1)
-        self.lock_head: Select[Any] = select(head.c.last_seq).where(head.c.id == 1).with_for_update()
-        self.lock_head_and_look: Select[Any] = (
+        self.read_head: Query = select(head.c.last_seq, head.c.first_seq, head.c.epoch).where(head.c.id == 1)
+        self.lock_head: Query = select(head.c.last_seq).where(head.c.id == 1).with_for_update()
+        self.lock_head_and_look: Query = (
             select(head.c.last_seq, has_outbox).where(head.c.id == 1).with_for_update(of=head)
         )
-        self.look_at_outbox: Select[Any] = select(has_outbox, now)
-        self.look_at_head_and_outbox: Select[Any] = select(head.c.last_seq, has_outbox, now).where(head.c.id == 1)
-        self.peek: Select[Any] = select(
+        self.look_at_outbox: Query = select(has_outbox, now)
+        self.look_at_head_and_outbox: Query = select(head.c.last_seq, has_outbox, now).where(head.c.id == 1)
+        self.peek: Query = select(
             head.c.last_seq,
             has_outbox,
             select(func.min(scheduled.c.publish_at)).scalar_subquery(),
@@ -98,21 +101,23 @@ class Statements:
             update(head).where(head.c.id == 1).values(last_seq=bindparam("last_seq", type_=BigInteger))
         )
         self.raise_floor: Update = (
-            update(head).where(head.c.id == 1).values(first_seq=bindparam("first_seq", type_=BigInteger))
+            update(head)
+            .where(head.c.id == 1, head.c.first_seq < bindparam("floor", type_=BigInteger))
+            .values(first_seq=bindparam("floor", type_=BigInteger))
         )
-        self.now: Select[Any] = select(now)
+        self.now: Query = select(now)
 
         # --- sequencing ---
-        self.oldest_of_outbox: Select[Any] = (
+        self.oldest_of_outbox: Query = (
             select(outbox.c.id, *(outbox.c[name] for name in EVENT_FIELDS), outbox.c.ttl)
             .order_by(outbox.c.id)
             .limit(bindparam("limit"))
         )
         self.remove_from_outbox: Delete = delete(outbox).where(outbox.c.id.in_(bindparam("ids", expanding=True)))
-        self.seqs_of_message_ids: Select[Any] = select(event.c.message_id, event.c.seq).where(
+        self.seqs_of_message_ids: Query = select(event.c.message_id, event.c.seq).where(
             event.c.message_id.in_(bindparam("message_ids", expanding=True))
         )
-        self.due: Select[Any] = (
+        self.due: Query = (
             select(scheduled.c.id, *(scheduled.c[name] for name in EVENT_FIELDS), scheduled.c.ttl)
             .where(scheduled.c.publish_at <= now)
             .order_by(scheduled.c.publish_at, scheduled.c.id)
@@ -130,30 +135,30 @@ class Statements:
             event.c.created_at,
             event.c.expires_at,
         ]
-        self.read_log: Select[Any] = (
+        self.read_log: Query = (
             select(*message_columns)
             .where(event.c.seq > bindparam("after", type_=BigInteger))
             .order_by(event.c.seq)
             .limit(bindparam("limit"))
         )
-        self.read_one: Select[Any] = (
+        self.read_one: Query = (
             select(*message_columns, processed.c.seq)
             .outerjoin_from(event, processed, processed.c.seq == event.c.seq)
             .where(event.c.seq == bindparam("seq", type_=BigInteger))
         )
-        self.first_from: Select[Any] = (
+        self.first_from: Query = (
             select(event.c.seq, event.c.created_at)
             .where(event.c.seq >= bindparam("seq", type_=BigInteger))
             .order_by(event.c.seq)
             .limit(1)
         )
-        self.processed_between: Select[Any] = select(processed.c.seq).where(
+        self.processed_between: Query = select(processed.c.seq).where(
             processed.c.seq > bindparam("after", type_=BigInteger),
             processed.c.seq <= bindparam("up_to", type_=BigInteger),
         )
 
         # --- acknowledging ---
-        self.state_of_seqs: Select[Any] = (
+        self.state_of_seqs: Query = (
             select(event.c.seq, event.c.message_id, processed.c.seq)
             .outerjoin_from(event, processed, processed.c.seq == event.c.seq)
             .where(event.c.seq.in_(bindparam("seqs", expanding=True)))
@@ -161,10 +166,10 @@ class Statements:
         self.mark_processed: Insert = insert(processed).values(processed_at=now).inline()
 
         # --- retention ---
-        self.expired: Select[Any] = (
+        self.expired: Query = (
             select(event.c.seq).where(event.c.expires_at <= now).order_by(event.c.expires_at).limit(bindparam("limit"))
         )
-        self.oldest_of_log: Select[Any] = (
+        self.oldest_of_log: Query = (
             select(event.c.seq, event.c.created_at).order_by(event.c.seq).limit(bindparam("limit"))
         )
         self.remove_from_log: Delete = delete(event).where(event.c.seq.in_(bindparam("seqs", expanding=True)))

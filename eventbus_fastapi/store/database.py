@@ -1,0 +1,102 @@
+"""How the store talks to its database: bounded in time, whole transactions run again, errors of the driver translated.
+
+It knows connections and transactions, never a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventbus_fastapi.backoff import FullJitter
+from eventbus_fastapi.errors import SchemaOutdated, StoreError
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.statements import Query
+
+T = TypeVar("T")
+AnyRow = Row[*tuple[Any, ...]]
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+"""How often a transaction runs when the database asks to run it again."""
+
+
+class Collision(Exception):
+    """A unique value is there already; the transaction was rolled back."""
+
+
+class Database:
+    """See the module's docstring. `engine` is the pool; reads are single statements, writes are transactions."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def transact(
+        self,
+        work: Callable[[AsyncConnection], Awaitable[T]],
+        *,
+        is_optimistic: bool = False,
+        retry_on_integrity: bool = False,
+    ) -> T:
+        """Run `work` in a transaction of its own and commit it.
+
+        The whole transaction runs again, a few times, when the database asked for that (deadlock, serialisation, busy),
+        and once when its connection turned out to be dead, which is how a pool notices a restarted server.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached, or is still busy after the retries.
+            StoreError: it refused the work.
+        """
+        delays = FullJitter(base=0.01, cap=0.5)
+        for attempt in range(ATTEMPTS):
+            try:
+                async with (
+                    asyncio.timeout(self.settings.statement_timeout),
+                    self._writer() as connection,
+                    connection.begin(),
+                ):
+                    return await work(connection)
+            except IntegrityError as exc:
+                if is_optimistic:
+                    raise Collision from exc
+                if not retry_on_integrity or attempt == ATTEMPTS - 1:
+                    raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
+            except FAILURES as exc:
+                may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
+                if not may_pass or attempt == ATTEMPTS - 1:
+                    raise translate(exc) from exc
+                logger.info("ran a transaction again after: %s", first_line(exc))
+            await asyncio.sleep(delays.delay(attempt))
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def _writer(self) -> AsyncIterator[AsyncConnection]:
+        async with self._writing.connect() as connection:
+            yield connection
+
+    async def _read_row(self, statement: Query) -> AnyRow:
+        async with self._translated(), self._reading.connect() as connection:
+            row = (await connection.execute(statement)).first()
+        if row is None:
+            raise SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
+        return row
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Bound a database operation in time and turn the driver's errors into ours."""
+        try:
+            async with asyncio.timeout(self.settings.statement_timeout):
+                yield
+        except FAILURES as exc:
+            raise translate(exc) from exc
