@@ -18,9 +18,6 @@ from eventbus_fastapi.protocol.frames import Bye, server_frame
 
 logger = logging.getLogger(__name__)
 
-LINGER = 3
-"""How many send timeouts a closing connection waits for a client that does not read, so that the close reaches it."""
-
 
 class Ending(NamedTuple):
     """Why the server closes a connection, and what the client should do."""
@@ -70,16 +67,16 @@ class Outlet:
                 raise ConnectionEnded from None
             self.sent_at = self._loop.time()
 
-    async def close(self, ending: Ending, *, with_bye: bool) -> None:
+    async def close(self, ending: Ending, *, with_bye: bool, timeout: float) -> None:
         """Say goodbye and close. Nothing else may be sent any more.
 
-        The server passes a close on only when the client has read what is in the way. So wait for that, but not for
-        ever, and go at once when the client goes.
+        The ASGI server passes a close on only when the client has read what is in the way. So wait for that, at most
+        `timeout` seconds, and go at once when the client goes.
         """
         closing = asyncio.create_task(self._close(ending, with_bye), name="websocket-close")
         leaving = asyncio.create_task(self._await_disconnect(), name="websocket-leave")
         try:
-            async with asyncio.timeout(LINGER * self._send_timeout):
+            async with asyncio.timeout(timeout):
                 await asyncio.wait((closing, leaving), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             logger.info("gave up closing a connection whose client does not read")

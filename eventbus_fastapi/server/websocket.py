@@ -129,7 +129,7 @@ class Connection:
             await self._stop()
         if ending is not None:
             logger.info("closes connection %s with %d (%s)", self.id, ending.code, ending.error.code)
-            await self._outlet.close(ending, with_bye=not self._is_plain)
+            await self._outlet.close(ending, with_bye=not self._is_plain, timeout=self._settings.close_timeout)
 
     # --- life ---
 
