@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -335,17 +335,13 @@ def _decode_text(body: bytes) -> str:
 def _check_depth(body: bytes, max_depth: int, what: str) -> None:
     """Refuse nesting deeper than `max_depth`."""
     outside_strings = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside_strings.translate(_ALIKE, _NOT_BRACKETS)
-    # Each round takes the innermost level away, everywhere at once.
-    for _ in range(min(max_depth, MAX_DEPTH)):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
+    steps = memoryview(outside_strings.translate(_STEPS, _NOT_BRACKETS)).cast("b")
+    if max(accumulate(steps), default=0) > min(max_depth, MAX_DEPTH):
         raise InvalidPayload(f"{what} {_too_deep(max_depth)}")
 
 
-_ALIKE = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""One level down, one level up (-1 as a signed byte)."""
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"{}[]")
 
 
