@@ -395,10 +395,10 @@ def _too_deep(max_depth: int) -> str:
 def _why_not_written(value: Any, exc: Exception, max_depth: int) -> str:
     """Say why `to_json` refused the value."""
     reason = str(exc)
-    if "Circular reference" in reason:
-        return "contains itself"
     if "depth exceeded" in reason or isinstance(exc, RecursionError):
         return _too_deep(max_depth)
+    if "Circular reference" in reason:
+        return "contains itself"
     if "surrogates not allowed" in reason:
         return f"has a lone surrogate{_place(value, _has_surrogate)}"
     if "invalid utf-8" in reason:
