@@ -1,0 +1,31 @@
+"""`python -m benchmarks [name …] [--repeat N]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from benchmarks import latency, publishing, reading, sqlite, topics, transactions
+
+ALL = {
+    "topics": topics.run,
+    "sqlite": sqlite.run,
+    "publish": publishing.run,
+    "transactions": transactions.run,
+    "read": reading.run,
+    "latency": latency.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure the bus as ratios in one run.")
+    parser.add_argument("names", nargs="*", choices=[*ALL, []], help=f"some of {', '.join(ALL)}; default: all")
+    parser.add_argument("--repeat", type=int, default=5, help="turns of which the median is taken")
+    arguments = parser.parse_args()
+    for name in arguments.names or ALL:
+        for figure in asyncio.run(ALL[name](arguments.repeat)):
+            print(figure, flush=True)
+
+
+if __name__ == "__main__":
+    main()
