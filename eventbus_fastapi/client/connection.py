@@ -127,6 +127,7 @@ class Connection:
             self._session.receive(text, self._heard_at)
             if not was_open:
                 logger.info("connected to %s", self._config.address)
+                self._listen_for_silence(websocket)  # by the heartbeat from now on
             if self._session.has_frame() or self._session.due() is not None:
                 self._has_work.set()
             self._on_progress()
@@ -164,6 +165,8 @@ class Connection:
 
     def _listen_for_silence(self, websocket: ClientConnection) -> None:
         """Drop the connection if the server is silent for too long; look again later if not."""
+        if self._silence is not None:
+            self._silence.cancel()
         heartbeat = self._heartbeat
         limit = seconds(self._config.open_timeout) if heartbeat is None else SILENCE * heartbeat
         left = self._heard_at + limit - self._loop.time()

@@ -69,9 +69,6 @@ class Reading:
         assert isinstance(self.options.sub, int)
         return self.options.sub
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     # --- the connection ---
 
     def subscribe(self, frame_id: int) -> Subscribe:
