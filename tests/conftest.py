@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -59,6 +60,30 @@ def new_database(database_factory: Callable[[str], DatabaseFactory]) -> Iterator
     yield make
     for url in urls:
         database_factory(kind_of(url)).drop(url)
+
+
+@pytest.fixture(scope="session")
+def shared_database(database_factory: Callable[[str], DatabaseFactory]) -> Iterator[Callable[[str], str]]:
+    """Return the async URL of the one database of a kind that tests share, each with a `table_prefix` of its own.
+
+    Much faster than a database per test, for those that need no more than their own tables.
+    """
+    urls: dict[str, str] = {}
+
+    def find(kind: str) -> str:
+        if kind not in urls:
+            urls[kind] = database_factory(kind).create()
+        return urls[kind]
+
+    yield find
+    for kind, url in urls.items():
+        database_factory(kind).drop(url)
+
+
+@pytest.fixture
+def table_prefix() -> str:
+    """A prefix that no other test has."""
+    return f"t{uuid4().hex[:12]}_"
 
 
 @pytest.fixture
