@@ -1,4 +1,4 @@
-"""Publishing on PostgreSQL: against one INSERT … SELECT unnest of 1,000 rows a transaction, the same columns and keys."""
+"""Publishing on PostgreSQL: against INSERT … SELECT unnest of 1,000 rows a transaction, the same columns and keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`publish_txn` in a transaction that stores one ORM row: against the same transaction without it, sequencer running."""
+"""`publish_txn` in a transaction that stores one ORM row: against the same without it, the sequencer running."""
 
 from __future__ import annotations
 

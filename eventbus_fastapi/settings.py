@@ -90,7 +90,8 @@ class Settings(BaseSettings):
     send_timeout: float = Field(10.0, gt=0)
     """Seconds that one send to a client may stall before the connection is closed as slow (4100). Defaults to 10."""
     close_timeout: float = Field(60.0, gt=0)
-    """Seconds that a closing connection waits for a client that does not read, so that it learns why. Defaults to 60."""
+    """Seconds that a closing connection waits for a client that does not read, so that it learns why. Defaults to
+    60."""
 
     # --- retention ---
     retention_age: float | None = Field(None, gt=0)

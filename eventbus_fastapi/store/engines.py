@@ -90,12 +90,8 @@ def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
     def set_up(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            f"synchronous={settings.sqlite_synchronous}",
-            f"busy_timeout={int(settings.busy_timeout * 1000)}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
+        for pragma in pragmas(settings):
+            cursor.execute(pragma)
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -103,6 +99,15 @@ def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
         mode: Any = connection.get_execution_options().get(BEGIN, "DEFERRED")
         if mode != "NONE":
             connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def pragmas(settings: Settings) -> tuple[str, ...]:
+    """Return what every SQLite connection of the bus is set to."""
+    return (
+        f"PRAGMA busy_timeout={int(settings.busy_timeout * 1000)}",
+        "PRAGMA journal_mode=WAL",
+        f"PRAGMA synchronous={settings.sqlite_synchronous}",
+    )
 
 
 def sqlite_has_wal_reset_bug() -> bool:

@@ -27,13 +27,13 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Column, Connection, MetaData, String, Table, func, inspect, make_url, select
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema, DropTable
 
 from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, StoreUnavailable, quote
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.engines import BEGIN, create_engine
+from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.schema import Tables
 
 logger = logging.getLogger(__name__)
@@ -190,10 +190,8 @@ async def run(
             await connection.execution_options(**{BEGIN: "IMMEDIATE"})
             async with connection.begin():
                 return await connection.run_sync(work, tables, *args, **kwargs)
-    except (SQLAlchemyError, OSError) as exc:
-        passes = isinstance(exc, (OSError, OperationalError, InterfaceError))
-        kind = StoreUnavailable if passes else StoreError
-        raise kind(f"the database did not do it: {getattr(exc, 'orig', None) or exc}") from exc
+    except FAILURES as exc:
+        raise translate(exc) from exc
     finally:
         if engine is not database:
             await engine.dispose()

@@ -37,7 +37,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from eventbus_fastapi.events import Draft, Receipt
+from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Store
 from eventbus_fastapi.store.failures import FAILURES, is_contention, is_disconnect, translate
@@ -59,24 +59,11 @@ class PostgreSQLStore(Store):
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
         self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
 
-    async def append(self, drafts: Sequence[Draft]) -> tuple[list[Receipt], int]:
-        """One statement of its own, if the outbox is empty: its UPDATE of the head is the lock, held until it commits.
+    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
+        """One statement of its own: its UPDATE of the head is the lock, held until it commits.
 
         Whatever was committed to the outbox before this call is in the statement's snapshot, so "empty" cannot be wrong
-        about an event that must come first. Anything out of the ordinary goes the portable way.
-        """
-        if any(draft.delay is not None or draft.publish_at is not None for draft in drafts):
-            return await super().append(drafts)
-        async with self._append_lock:
-            last_seq = await self._append_alone(drafts)
-        if last_seq is None:
-            return await super().append(drafts)
-        first = last_seq - len(drafts) + 1
-        return [Receipt(draft[0], seq) for seq, draft in enumerate(drafts, start=first)], last_seq
-
-    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
-        """Return the new last seq; None if the outbox holds something, a message_id is taken, or the connection is dead
-        (and the outcome unknown: the portable way looks the ids up).
+        about an event that must come first.
         """
         parameters = {**_arrays([(*draft[:6], draft.ttl) for draft in drafts]), "count": len(drafts)}
         try:

@@ -1,24 +1,26 @@
 """The store on SQLite: one file, one writer.
 
 What differs: a transaction begins with BEGIN IMMEDIATE, which is the head's lock (SQLite has no row locks), and all
-writes of the process take turns before the file's lock, so that they queue in order instead of polling for it.
+writes of the process take turns before the file's lock, so that they queue in order instead of polling for it. An
+append runs as one call in a thread: through the async driver each of its statements would cross threads twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.base import Store
-from eventbus_fastapi.store.engines import BEGIN
-
-logger = logging.getLogger(__name__)
+from eventbus_fastapi.store.engines import BEGIN, pragmas
+from eventbus_fastapi.store.statements import Statements
 
 
 class SQLiteStore(Store):
@@ -26,6 +28,7 @@ class SQLiteStore(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self._writing = engine.execution_options(**{BEGIN: "IMMEDIATE"})
         self._reading = engine.execution_options(**{BEGIN: "NONE"})
+        self._appender = Appender(engine, settings, self.sql)
 
     def _renew_locks(self) -> None:
         super()._renew_locks()
@@ -37,12 +40,91 @@ class SQLiteStore(Store):
         async with self._translated(), self._writing.connect() as connection, connection.begin():
             await connection.run_sync(migrations.upgrade, self.tables)
 
+    async def stop(self) -> None:
+        self._appender.close()
+        await super().stop()
+
     @contextlib.asynccontextmanager
     async def _writer(self) -> AsyncIterator[AsyncConnection]:
         async with self._write_turn, self._writing.connect() as connection:
             yield connection
 
+    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
+        """One call in the appender's thread."""
+        async with self._translated(), self._write_turn:
+            return await self._appender.append(drafts)
+
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """BEGIN IMMEDIATE holds the file's write lock, so one look is enough."""
         last_seq, oldest, _ = (await connection.execute(self.sql.look_at_head_and_outbox)).one()
         return last_seq, oldest is not None
+
+
+class Appender:
+    """Appends to the log in a thread of its own, with a connection of its own."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings, sql: Statements) -> None:
+        dialect = engine.dialect
+        self._dialect, self._url = dialect, engine.url
+        self._settings = settings
+        self._look = str(sql.look_at_head_and_outbox.compile(dialect=dialect))
+        self._insert = str(sql.add_to_log.compile(dialect=dialect))
+        self._move_head = str(sql.move_head.compile(dialect=dialect))
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: sqlite3.Connection | None = None
+
+    async def append(self, drafts: Sequence[Draft]) -> int | None:
+        """Append and commit; return the new last seq, or None if nothing was stored."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventbus-appender")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, drafts)
+
+    def close(self) -> None:
+        """Wait for a running append and disconnect."""
+        if self._thread is not None:
+            self._thread.submit(self._disconnect)
+            self._thread.shutdown(wait=True)
+            self._thread = None
+
+    def _run(self, drafts: Sequence[Draft]) -> int | None:
+        try:
+            connection = self._connection or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                last_seq = self._write(connection, drafts)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error:
+            return None
+        return last_seq
+
+    def _write(self, connection: sqlite3.Connection, drafts: Sequence[Draft]) -> int | None:
+        last_seq, oldest, now = connection.execute(self._look, (1,)).fetchone()
+        if oldest is not None:
+            return None
+        connection.executemany(
+            self._insert,
+            (
+                (seq, draft[0].bytes, *draft[1:6], now, None if draft.ttl is None else now + draft.ttl)
+                for seq, draft in enumerate(drafts, start=last_seq + 1)
+            ),
+        )
+        last_seq += len(drafts)
+        connection.execute(self._move_head, (last_seq, 1))
+        return int(last_seq)
+
+    def _connect(self) -> sqlite3.Connection:
+        (path, *_), options = self._dialect.create_connect_args(self._url)
+        connection = sqlite3.connect(path, uri=bool(options.get("uri")), isolation_level=None, check_same_thread=False)
+        for pragma in pragmas(self._settings):
+            connection.execute(pragma)
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
