@@ -14,11 +14,14 @@ from eventbus_fastapi.errors import (
     BatchTooLarge,
     BodyTooLarge,
     EventBusError,
+    InvalidEvent,
     InvalidPattern,
+    InvalidPayload,
     InvalidRequest,
     InvalidTopic,
     NotFound,
     NotReady,
+    PayloadTooLarge,
     StoreUnavailable,
     UnsupportedMediaType,
 )
@@ -250,10 +253,13 @@ _FAILED = EventBusError("the server failed; its log has the details")
 
 PUBLISH_PROBLEMS = (
     BodyTooLarge(1_048_576),
+    PayloadTooLarge(300_000, 262_144),
     BatchTooLarge(1_001, 1_000),
     UnsupportedMediaType("expected content type application/json, got 'text/plain'"),
     InvalidRequest("field 'topic' is missing"),
     InvalidTopic("orders.", "segment 2 is empty"),
+    InvalidPayload("payload of content type image/png must be str or bytes, got dict"),
+    InvalidEvent("ttl must be more than 0 seconds, got 0"),
     _FAILED,
     _UNAVAILABLE,
 )
