@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import assert_never
 
@@ -59,6 +59,8 @@ from eventbus_fastapi.store import Ack, Head
 from eventbus_fastapi.version import VERSION
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[None]]
 
 MAX_BAD_FRAMES = 100
 """The connection is closed at so many bad frames in a row."""
@@ -119,9 +121,9 @@ class Connection:
         try:
             if not self._is_plain:
                 await self._welcome(head)
-                self._start(self._beat(), "heart")
-            self._start(self._replies.run(), "replies")
-            self._start(self._read(), "reader")
+                self._start(self._beat, "heart")
+            self._start(self._replies.run, "replies")
+            self._start(self._read, "reader")
             ending = await self._ended
         except ConnectionEnded:
             ending = self._ended.result()
@@ -133,16 +135,16 @@ class Connection:
 
     # --- life ---
 
-    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    def _start(self, work: Work, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guard(work), name=f"websocket-{self.id}-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+    async def _guard(self, work: Work) -> None:
         """Let a fault of ours end its connection, and nothing else."""
         try:
-            await work
+            await work()
         except ConnectionEnded:
             pass
         except Exception:
@@ -329,7 +331,7 @@ class Connection:
 
     def _open(self, feed: Feed) -> None:
         if self._feeds.get(feed.sub) is feed:
-            feed.task = self._start(self._feed_until_closed(feed), f"feed-{feed.sub!a}")
+            feed.task = self._start(partial(self._feed_until_closed, feed), f"feed-{feed.sub!a}")
 
     async def _feed_until_closed(self, feed: Feed) -> None:
         try:

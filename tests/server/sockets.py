@@ -35,7 +35,9 @@ class ServedBus(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def serving_bus(directory: Path, *, server: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[ServedBus]:
+async def serving_bus(
+    directory: Path, *, server: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[ServedBus]:
     """Serve the routes of a new bus on SQLite. `server` are uvicorn's options, `settings` the bus's own."""
     bus = EventBus(f"sqlite+aiosqlite:///{directory}/bus.db", **settings)
     app = FastAPI()
