@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks import latency, publishing, reading, sqlite, topics, transactions
+from benchmarks import fanout, latency, publishing, reading, sqlite, topics, transactions
 
 ALL = {
     "topics": topics.run,
@@ -14,6 +14,7 @@ ALL = {
     "transactions": transactions.run,
     "read": reading.run,
     "latency": latency.run,
+    "fanout": fanout.run,
 }
 
 
