@@ -121,12 +121,15 @@ async def test_a_rare_pattern_is_found_by_following_next(eventbus: EventBus, htt
     # More than one request looks through: ten pages of ten events.
     await eventbus.publish_many([("often", number) for number in range(250)])
     await eventbus.publish("rare", "here")
-    after, pages, found = 0, 0, []
+    found: list[int] = []
+    after: int | None = 0
+    pages = 0
 
     while after is not None:
         answer = await http.get("/events", params={"pattern": "rare", "after": after})
         found += seqs(answer)
-        after, pages = answer.json()["next"], pages + 1
+        after = answer.json()["next"]
+        pages += 1
 
     assert found == [251]
     assert pages > 1
