@@ -1,0 +1,118 @@
+"""Does anything get slower as the log grows? Publish and read rates at 10,000 and at 5,000,000 stored events.
+
+`python -m benchmarks.growth [--events 5000000] [--databases sqlite postgresql]`. Not part of `make bench`: it writes
+some gigabytes. The large log is filled by one SQL statement with rows of the shape that publishing writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+
+from sqlalchemy import text
+
+from benchmarks.measuring import PAYLOAD, database, migrate, rate
+from eventbus_fastapi import EventBus
+
+SMALL = 10_000
+PUBLISHED = 20_000
+READ = 20_000
+TASKS = 100
+
+FILL = {
+    "postgresql": """
+        INSERT INTO bus_event (seq, message_id, topic, payload, content_type, created_at)
+        SELECT n, ('0192f0c1-' || substr(lpad(to_hex(n), 8, '0'), 1, 4) || '-7' || substr(lpad(to_hex(n), 8, '0'), 5, 3)
+               || '-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
+               'bench.event', convert_to(rpad('{"id":' || n || ',"note":"', 198, 'y') || '"}', 'UTF8'),
+               'application/json', 1767225600000000 + n
+        FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n""",
+    "sqlite": """
+        WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
+        INSERT INTO bus_event (seq, message_id, topic, payload, content_type, created_at)
+        SELECT n, unhex_of(printf('0192f0c1%08x7000800000000000', n)), 'bench.event',
+               CAST('{"id":' || n || ',"note":"' || substr(printf('%180s', ''), 1, 180) || '"}' AS BLOB),
+               'application/json', 1767225600000000 + n
+        FROM numbers""",
+}
+
+
+async def fill(eventbus: EventBus, kind: str, first: int, last: int) -> None:
+    """Store events `first` to `last` as if they had been published."""
+    async with eventbus.engine.begin() as connection:
+        if kind == "sqlite":
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.create_function("unhex_of", 1, bytes.fromhex)
+        await connection.execute(text(FILL[kind]), {"first": first, "last": last})
+        await connection.execute(text("UPDATE bus_head SET last_seq = :last"), {"last": last})
+    if kind == "postgresql":
+        async with eventbus.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            await connection.execute(text("VACUUM ANALYZE bus_event"))
+            await connection.execute(text("CHECKPOINT"))
+
+
+async def measure(eventbus: EventBus) -> dict[str, float]:
+    """Return the rates of publishing at the end of the log and of reading from its middle."""
+
+    async def publish_alone() -> None:
+        for _ in range(PUBLISHED // TASKS):
+            await eventbus.publish("bench.event", PAYLOAD)
+
+    async def read() -> None:
+        after = (await eventbus.head()).last_seq // 4
+        last = after
+        async with eventbus.subscribe("bench.#", after=after) as subscription:
+            while last - after < READ:
+                last = (await subscription.next_messages())[-1].seq
+
+    async def publish_thousands() -> None:
+        for _ in range(PUBLISHED // 1_000):
+            await eventbus.publish_many([("bench.event", PAYLOAD)] * 1_000)
+
+    async def middle(work: object, count: int) -> float:
+        assert callable(work)
+        return statistics.median([await rate(count, work()) for _ in range(5)])
+
+    await publish_thousands()  # enough to read
+    return {
+        "publish, 100 tasks": await middle(
+            lambda: asyncio.gather(*(publish_alone() for _ in range(TASKS))),
+            PUBLISHED,
+        ),
+        "publish_many of 1,000": await middle(publish_thousands, PUBLISHED),
+        "read": await middle(read, READ),
+    }
+
+
+async def compare(kind: str, events: int) -> None:
+    with database(kind) as url:
+        eventbus = EventBus(url, statement_timeout=3_600)
+        if kind != "sqlite":
+            await migrate(eventbus)
+        async with eventbus:
+            await fill(eventbus, kind, 1, SMALL)
+            small = await measure(eventbus)
+            first = (await eventbus.head()).last_seq + 1
+            await fill(eventbus, kind, first, events)
+            large = await measure(eventbus)
+        for name, rate_small in small.items():
+            print(
+                f"{kind:<11} {name:<22} {SMALL:>9,} events {rate_small:>10,.0f}/s   "
+                f"{events:>9,} events {large[name]:>10,.0f}/s   ratio {large[name] / rate_small:.2f}  (asked ≥ 0.8)",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.growth", description=__doc__)
+    parser.add_argument("--events", type=int, default=5_000_000)
+    parser.add_argument("--databases", nargs="*", default=["sqlite", "postgresql"], choices=sorted(FILL))
+    arguments = parser.parse_args()
+    for kind in arguments.databases:
+        asyncio.run(compare(kind, arguments.events))
+
+
+if __name__ == "__main__":
+    main()
