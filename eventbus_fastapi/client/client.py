@@ -111,7 +111,7 @@ class EventBusClient:
             ConnectionLost, ConnectionRefused, NotRunning: see the class.
         """
         while not self.connected:
-            self.ensure_running()
+            self._ensure_running()
             await self._connected.wait()
 
     async def close(self) -> None:
@@ -126,7 +126,7 @@ class EventBusClient:
         self._closed = asyncio.Event()
         try:
             for subscription in list(self._subscriptions.values()):
-                subscription.end()
+                subscription._end()
             if self._answers and self._is_running:
                 await asyncio.wait(self._answers.values(), timeout=seconds(self.config.close_timeout))
         finally:
@@ -198,7 +198,7 @@ class EventBusClient:
         return await self._publish(drafts, is_batch=True, is_live=not durable)
 
     async def _publish(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> list[Receipt]:
-        self.ensure_running()
+        self._ensure_running()
         receipts = await self._answer(self._session.publish(drafts, is_batch=is_batch, is_live=is_live))
         assert receipts is not None
         return receipts
@@ -268,7 +268,7 @@ class EventBusClient:
         )
         if not options.patterns:
             raise InvalidInput("subscribe() needs at least one pattern")
-        self.ensure_running()
+        self._ensure_running()
         reading = self._session.subscribe(options, self.config.window)
         subscription = ClientSubscription(self, reading, types, payload_type, on_gap)
         self._subscriptions[reading] = subscription
@@ -287,22 +287,22 @@ class EventBusClient:
             RemoteError: the server refused it: `event.not_found`, `ack.mismatch`.
         """
         if message.is_durable:
-            self.ensure_running()
+            self._ensure_running()
             await self._answer(self._session.acknowledge(message.seq, message.message_id))
 
     # --- for its subscriptions -----------------------------------------------------------------------
 
-    def take(self, reading: Reading) -> Message | LogGap | None:
+    def _take(self, reading: Reading) -> Message | LogGap | None:
         item = self._session.take(reading)
         if self._session.has_frame():
             self._wake()
         return item
 
-    def drop(self, reading: Reading) -> None:
+    def _drop(self, reading: Reading) -> None:
         self._session.unsubscribe(reading)
         self._wake()
 
-    def ensure_running(self) -> None:
+    def _ensure_running(self) -> None:
         """Make sure that a connection is open or being opened.
 
         Raises:
@@ -354,7 +354,8 @@ class EventBusClient:
         if ending.verdict == "stop":
             error = self._refused = ConnectionRefused(f"{self.config.address} refused the connection: {ending.reason}")
         elif self.config.max_retries is not None and failures >= self.config.max_retries:
-            error = ConnectionLost(f"no connection to {self.config.address} after {failures} retries: {ending.reason}")
+            tried = f" after {failures} retries" if failures else ""
+            error = ConnectionLost(f"no connection to {self.config.address}{tried}: {ending.reason}")
         else:
             return None
         error.__cause__ = ending.cause
@@ -377,7 +378,7 @@ class EventBusClient:
         session.settled.clear()
         for reading in session.changed:
             if subscription := self._subscriptions.get(reading):
-                subscription.wake()
+                subscription._wake()
         session.changed.clear()
         if self.connected:
             self._connected.wake()
@@ -391,7 +392,7 @@ class EventBusClient:
         self._answers.clear()
         self._connected.fail(error)
         for subscription in list(self._subscriptions.values()):
-            subscription.fail(error)
+            subscription._fail(error)
 
     async def _stop(self) -> None:
         if self._task is not None:
@@ -442,4 +443,4 @@ def _drop_later(client: weakref.ref[EventBusClient], loop: asyncio.AbstractEvent
     """End a subscription that was garbage collected, which may happen in any thread."""
     if (alive := client()) is not None:
         with suppress(RuntimeError):  # the loop is closed, and the client with it
-            loop.call_soon_threadsafe(alive.drop, reading)
+            loop.call_soon_threadsafe(alive._drop, reading)

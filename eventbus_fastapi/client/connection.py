@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, NoReturn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
     ConnectionClosed,
+    InvalidProxy,
     InvalidStatus,
+    InvalidURI,
     NegotiationError,
     SecurityError,
     WebSocketException,
@@ -36,6 +38,9 @@ SILENCE = 2.5
 """Heartbeats without a frame from the server after which a connection counts as lost."""
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
 """HTTP statuses of the 4xx class that a later attempt may not get."""
+
+FINAL_ERRORS = (NegotiationError, SecurityError, ssl.SSLCertVerificationError)
+"""What a later attempt would meet again."""
 
 
 class Ending(NamedTuple):
@@ -100,7 +105,6 @@ class Connection:
         )
 
     async def _serve(self, websocket: ClientConnection) -> Ending:
-        self._heard_at = self._loop.time()
         self._listen_for_silence(websocket)
         writer = self._loop.create_task(self._write(websocket), name="eventbus-client-writer")
         writer.add_done_callback(lambda task: _end_reading(task, websocket))
@@ -209,7 +213,10 @@ def _refusal(error: Exception) -> Ending:
         status = error.response.status_code
         is_final = 400 <= status < 500 and status not in TRANSIENT_STATUSES
         return Ending("stop" if is_final else "back_off", f"the server answered HTTP {status}", True, cause=error)
-    is_final = isinstance(error, NegotiationError | SecurityError | ssl.SSLCertVerificationError)
+    if isinstance(error, InvalidURI | InvalidProxy):
+        # Their text quotes the whole URL, which may hold a password; so does the error itself.
+        return Ending("stop", f"{type(error).__name__}: {error.msg}", is_failure=True)
+    is_final = isinstance(error, FINAL_ERRORS)
     return Ending("stop" if is_final else "back_off", str(error) or type(error).__name__, True, cause=error)
 
 

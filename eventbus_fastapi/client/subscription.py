@@ -15,9 +15,9 @@ from eventbus_fastapi.protocol.reading import Reading
 class Source(Protocol):
     """What a subscription needs of its client."""
 
-    def take(self, reading: Reading) -> Message | LogGap | None: ...
-    def drop(self, reading: Reading) -> None: ...
-    def ensure_running(self) -> None: ...
+    def _take(self, reading: Reading) -> Message | LogGap | None: ...
+    def _drop(self, reading: Reading) -> None: ...
+    def _ensure_running(self) -> None: ...
     async def ack(self, message: Message) -> None: ...
 
 
@@ -83,26 +83,26 @@ class ClientSubscription:
                 raise fresh(self._reading.error)
             if self._is_closed:
                 raise NotRunning("the subscription is closed")
-            self._source.ensure_running()
+            self._source._ensure_running()
             await self._waiters.wait()
         return after
 
     async def aclose(self) -> None:
         """End the subscription; iteration ends. What has arrived and was not taken is dropped."""
-        self.end()
+        self._end()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Do what `aclose` does, from synchronous code."""
         if not self._is_closed:
             self._is_closed = True
-            self._source.drop(self._reading)
+            self._source._drop(self._reading)
             self._waiters.wake()
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         """Tell those who wait that there is something new."""
         self._waiters.wake()
 
-    def fail(self, error: EventBusError) -> None:
+    def _fail(self, error: EventBusError) -> None:
         """Raise an error from those who wait now."""
         self._waiters.fail(error)
 
@@ -111,12 +111,12 @@ class ClientSubscription:
         try:
             await self.wait_started()
         except BaseException:
-            self.end()
+            self._end()
             raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.end()
+        self._end()
 
     async def __aiter__(self) -> AsyncGenerator[Message, None]:
         try:
@@ -124,7 +124,7 @@ class ClientSubscription:
                 yield message
         except GeneratorExit:
             if not self._is_entered:
-                self.end()
+                self._end()
             raise
 
     async def __anext__(self) -> Message:
@@ -144,7 +144,7 @@ class ClientSubscription:
     async def _next(self) -> Message | None:
         """Return the next message, or None at the end."""
         while not self._is_closed:
-            item = self._source.take(self._reading)
+            item = self._source._take(self._reading)
             if isinstance(item, Message):
                 return self._prepared(item)
             if item is not None:
@@ -154,7 +154,7 @@ class ClientSubscription:
             elif self._reading.error is not None:
                 raise fresh(self._reading.error)
             else:
-                self._source.ensure_running()
+                self._source._ensure_running()
                 await self._waiters.wait()
         return None
 

@@ -159,7 +159,8 @@ async def test_an_answer_that_makes_no_sense_is_asked_for_again(
     server: ScriptedServer, client: EventBusClient, peer: Peer
 ) -> None:
     publish = asyncio.create_task(client.publish("t", 1))
-    for nonsense in ({}, {"seq": "x", "message_id": "x"}, {"results": []}):
+    answers: list[dict[str, object]] = [{}, {"seq": "x", "message_id": "x"}, {"results": []}]
+    for nonsense in answers:
         await peer.ok(await peer.expect("publish"), **nonsense)
         assert await peer.closed() == 1002
         peer = await server.welcome()

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from eventbus_fastapi.client import EventBusClient
+from eventbus_fastapi.client.client import Draftable
 from eventbus_fastapi.errors import (
     ConnectionLost,
     FrameTooLarge,
@@ -79,10 +80,8 @@ async def test_a_typed_event_brings_its_topic(server: ScriptedServer, client: Ev
     await publish
 
 
-async def test_a_batch_is_one_frame_and_gets_a_receipt_for_each(
-    server: ScriptedServer, client: EventBusClient
-) -> None:
-    batch = [UserCreated(id=1), ("t", "text"), {"topic": "t", "payload": None, "key": "k", "ttl": 5}]
+async def test_a_batch_is_one_frame_and_gets_a_receipt_for_each(server: ScriptedServer, client: EventBusClient) -> None:
+    batch: list[Draftable] = [UserCreated(id=1), ("t", "text"), {"topic": "t", "payload": None, "key": "k", "ttl": 5}]
     publish = asyncio.create_task(client.publish_many(batch))
     peer = await server.welcome()
     frame = await peer.expect("publish_batch")
@@ -148,7 +147,7 @@ async def test_the_server_s_error_is_raised_with_its_code(server: ScriptedServer
     peer = await server.welcome()
     await peer.refuse(await peer.expect("publish"), error("payload.invalid", status=422))
     await peer.published(await peer.expect("publish"), 1)
-    with pytest.raises(RemoteError, match="this is payload.invalid") as caught:
+    with pytest.raises(RemoteError, match=r"this is payload\.invalid") as caught:
         await bad
     assert (caught.value.code, caught.value.status, caught.value.retry) == ("payload.invalid", 422, False)
     assert (await good).seq == 1
