@@ -21,7 +21,7 @@ from eventbus_fastapi.errors import (
     RemoteError,
 )
 from eventbus_fastapi.events import Event, Receipt
-from tests.client.scripted import Peer, ScriptedServer, error
+from tests.client.scripted import ScriptedServer, error
 from tests.waiting import eventually
 
 ID = UUID("0192f0c1-2d3e-7a4b-8c5d-6e7f8091a2b3")
@@ -273,12 +273,18 @@ async def test_the_answer_to_a_cancelled_publish_is_ignored(server: ScriptedServ
 async def test_a_timeout_of_the_caller_s_leaves_the_client_usable(
     server: ScriptedServer, client: EventBusClient
 ) -> None:
-    peer_task = asyncio.create_task(server.welcome())
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+    deadline = asyncio.timeout(None)
+
+    async def publish_in_time() -> None:
+        async with deadline:
             await client.publish("t", 1)
-    peer: Peer = await peer_task
+
+    late = asyncio.create_task(publish_in_time())
+    peer = await server.welcome()
     await peer.expect("publish")
+    deadline.reschedule(asyncio.get_running_loop().time())
+    with pytest.raises(TimeoutError):
+        await late
     (publish,) = publishing(client, 2)
     await peer.published(await peer.expect("publish"), 1)
     assert (await publish).seq == 1

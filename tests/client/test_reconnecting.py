@@ -337,7 +337,7 @@ async def test_headers_reach_the_server() -> None:
 
 async def test_an_idle_client_pings(server: ScriptedServer, client: EventBusClient) -> None:
     connecting = asyncio.create_task(client.wait_connected())
-    peer = await server.welcome(heartbeat=0.05)
+    peer = await server.welcome(heartbeat=0.2)
     await connecting
     for _ in range(3):
         await peer.expect("ping")
@@ -357,7 +357,7 @@ async def test_a_silent_server_is_left(
 
 async def test_heartbeats_keep_a_connection(server: ScriptedServer, client: EventBusClient) -> None:
     connecting = asyncio.create_task(client.wait_connected())
-    peer = await server.welcome(heartbeat=0.05)
+    peer = await server.welcome(heartbeat=0.2)
     await connecting
     for _ in range(5):
         await peer.expect("ping")
