@@ -99,10 +99,9 @@ class Store(Database):
     """True if `listen` tells of appends by other nodes; else only polling does."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
-        super().__init__(engine, settings)
+        super().__init__(engine, settings, owns_engine=owns_engine)
         self.tables = Tables(settings.table_prefix, settings.db_schema)
         self.sql = Statements(self.tables)
-        self._owns_engine = owns_engine
         self._renew_locks()
 
     def _renew_locks(self) -> None:

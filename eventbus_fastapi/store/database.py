@@ -34,13 +34,19 @@ class Collision(Exception):
 
 
 class Database:
-    """See the module's docstring. `engine` is the pool; reads are single statements, writes are transactions."""
+    """See the module's docstring. `engine` is the pool; reads are single statements, writes are transactions.
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    An isolation level is never an option of `connect` here, except where a driver sets it without asking the server
+    (PostgreSQL's do): SQLAlchemy sets it when a connection leaves the pool, outside its own handling of errors, so that
+    a connection which the server has closed would neither be recognised as dead nor go back.
+    """
+
+    def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         self.engine = engine
         self.settings = settings
-        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._owns_engine = owns_engine
+        self._writing = engine
+        self._reading = engine
 
     async def transact(
         self,
@@ -66,6 +72,7 @@ class Database:
                     self._writer() as connection,
                     connection.begin(),
                 ):
+                    await self._isolate(connection)
                     return await work(connection)
             except IntegrityError as exc:
                 if is_optimistic:
@@ -79,6 +86,11 @@ class Database:
                 logger.info("ran a transaction again after: %s", first_line(exc))
             await asyncio.sleep(delays.delay(attempt))
         raise AssertionError("unreachable")
+
+    async def _isolate(self, connection: AsyncConnection) -> None:
+        """Make the transaction that has just begun READ COMMITTED, which every engine of our own is already."""
+        if not self._owns_engine:
+            await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     @contextlib.asynccontextmanager
     async def _writer(self) -> AsyncIterator[AsyncConnection]:

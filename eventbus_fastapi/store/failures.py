@@ -6,7 +6,9 @@ in different places, and this is the one place that knows where.
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from eventbus_fastapi.errors import StoreError, StoreUnavailable
 
@@ -21,6 +23,12 @@ BUSY, LOCKED = 5, 6
 PASSING_STATES = ("08", "57P", "53", "40", "55P03", "57014", "25006")
 """SQLSTATE classes that pass by themselves: connection, shutdown and start-up, resources, rollback, lock and statement
 timeout, a server that is read-only after a failover."""
+PASSING_NUMBERS = (1021, 1040, 1053, 1129, 1203, 1290, 1836)
+"""The same of MySQL: disk full, too many connections, shutdown, host blocked, user's connections, read-only (two)."""
+CLIENT_NUMBERS = range(2000, 3000)
+"""What MySQL's client says when it has not reached the server, or has lost it."""
+FULL = 13
+"""SQLite's word for a full disk."""
 
 
 def is_contention(exc: BaseException) -> bool:
@@ -30,7 +38,7 @@ def is_contention(exc: BaseException) -> bool:
     arguments = exc.orig.args
     return (
         getattr(exc.orig, "sqlstate", None) in CONTENTION_STATES
-        or (getattr(exc.orig, "sqlite_errorcode", 0) or 0) & 0xFF in (BUSY, LOCKED)
+        or _sqlite_code(exc) in (BUSY, LOCKED)
         or (bool(arguments) and arguments[0] in CONTENTION_NUMBERS)
     )
 
@@ -52,8 +60,20 @@ def translate(exc: BaseException) -> StoreError:
 def _passes(exc: BaseException) -> bool:
     if not isinstance(exc, DBAPIError) or is_disconnect(exc) or is_contention(exc):
         return True
+    if isinstance(exc.orig, sqlite3.Error):
+        return _sqlite_code(exc) == FULL
+    number = exc.orig.args[0] if exc.orig is not None and exc.orig.args else None
+    if isinstance(number, int):
+        return number in PASSING_NUMBERS or number in CLIENT_NUMBERS
     state = getattr(exc.orig, "sqlstate", None)
+    if state is None:  # psycopg has none for a server that it cannot reach
+        return isinstance(exc, OperationalError)
     return isinstance(state, str) and state.startswith(PASSING_STATES)
+
+
+def _sqlite_code(exc: DBAPIError) -> int | None:
+    code = getattr(exc.orig, "sqlite_errorcode", None)  # errors of the Python module itself have none
+    return code & 0xFF if isinstance(code, int) else None
 
 
 def first_line(exc: BaseException) -> str:

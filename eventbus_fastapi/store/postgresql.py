@@ -51,6 +51,8 @@ PROBE_INTERVAL = 10.0
 class PostgreSQLStore(Store):
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
+        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.has_listener = not settings.poll_only
         # A channel is an identifier of at most 63 bytes; prefix and schema together may be longer.
         place = hashlib.sha256(f"{settings.db_schema or ''}.{settings.table_prefix}".encode()).hexdigest()
@@ -88,6 +90,9 @@ class PostgreSQLStore(Store):
                 rows: list[Sequence[Any]] = await driver.fetch(self._read_log, after, limit)
                 return rows
         return await super()._read_rows(after, limit)
+
+    async def _isolate(self, connection: AsyncConnection) -> None:
+        """The option of `_writing` has done it, without a round trip."""
 
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One statement instead of two. An outbox row that was committed before this call is in its snapshot, and one

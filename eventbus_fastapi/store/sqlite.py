@@ -49,6 +49,9 @@ class SQLiteStore(Store):
         async with self._write_turn, self._writing.connect() as connection:
             yield connection
 
+    async def _isolate(self, connection: AsyncConnection) -> None:
+        """SQLite has one isolation, the strictest."""
+
     async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
         """One call in the appender's thread."""
         async with self._translated(), self._write_turn:
