@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -53,9 +53,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
-commands = typer.Typer(
-    help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False
-)
+commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
 migrate = typer.Typer(help="Look after the tables of a bus.")
 commands.add_typer(migrate, name="migrate")
 
@@ -66,12 +64,12 @@ Url = Annotated[str, typer.Option(help="Where the bus is: http(s)://… as `even
 Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it; connects to nothing.")]
 
 
-def main() -> None:
-    """Run the command line and end the process."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, by default that of this process, and exit."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        sys.exit(commands(prog_name="eventbus", standalone_mode=False))
+        sys.exit(commands(arguments, prog_name="eventbus", standalone_mode=False))
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except UsageError as exc:

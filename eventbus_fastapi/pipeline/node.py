@@ -173,10 +173,14 @@ class Node:
         include_processed: bool = False,
         overflow: Overflow | None = None,
         buffer: int | None = None,
+        live_after: int | None = None,
         epoch: UUID | None = None,
         on_gap: Callable[[Gap], None] | None = None,
     ) -> Subscription:
         """Open a subscription; it is in place when this returns.
+
+        `live_after`: a replay skips processed events up to this seq only; None: up to the present head. A reader that
+        resumes gives the `live_after` of its first subscription, so that it misses nothing that came since.
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
@@ -207,7 +211,7 @@ class Node:
                 self.settings.page_size,
                 include_processed,
             ),
-            history_ends=head.last_seq,
+            live_after=head.last_seq if live_after is None else min(live_after, head.last_seq),
             acknowledge=self._acknowledge_message,
             gaps=gaps,
             on_gap=on_gap,

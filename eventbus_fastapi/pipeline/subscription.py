@@ -59,7 +59,7 @@ class Subscription:
         live: Live,
         reads: asyncio.Semaphore,
         policy: Policy,
-        history_ends: int,
+        live_after: int,
         acknowledge: Callable[[Message], Awaitable[None]],
         gaps: Sequence[Gap] = (),
         on_gap: Callable[[Gap], None] | None = None,
@@ -70,13 +70,14 @@ class Subscription:
         """Where it started: the seq after which it reads."""
         self.position = after
         """The last seq that was looked at for this reader."""
+        self.live_after = live_after
+        """Replay skips processed events up to this seq; later ones are live and never skipped."""
         self.on_close: Callable[[SubscriptionClosed], None] | None = None
         """Called when its policy ends it, whether or not somebody waits in `take`."""
         self._store = store
         self._live = live
         self._reads = reads
         self._policy = policy
-        self._history_ends = history_ends  # replay skips processed events up to here, live events never
         self._acknowledge = acknowledge
         self._on_gap = on_gap
         self._on_end = on_end
@@ -246,7 +247,7 @@ class Subscription:
         """Read one page of the log; join the channel as soon as nothing lies between."""
         if self._join():
             return
-        head = max(self._live.head, self._history_ends)
+        head = max(self._live.head, self.live_after)
         scan, gap, messages = await self._patiently(self._read_page)
         if gap is not None:
             self._items.append(gap)
@@ -285,7 +286,7 @@ class Subscription:
         return Gap(self.position + 1, last_removed, "retention")
 
     async def _without_processed(self, messages: list[Message]) -> list[Message]:
-        old = [message.seq for message in messages if message.seq <= self._history_ends]
+        old = [message.seq for message in messages if message.seq <= self.live_after]
         if self._policy.include_processed or not old:
             return messages
         processed = await self._store.processed(old[0] - 1, old[-1])
@@ -293,7 +294,7 @@ class Subscription:
 
     def _join(self) -> bool:
         """Step from history to live, if no event after our position would be missed."""
-        if self._closed is not None or (self.position < self._history_ends and not self._policy.include_processed):
+        if self._closed is not None or (self.position < self.live_after and not self._policy.include_processed):
             return False
         channel = self._live.attach(self, self.patterns, self.position)
         if channel is None:

@@ -318,7 +318,8 @@ class ClientSession:
                 raise BadFrame(f"the server answered request {ok.id}, which was not sent")
             self._settle(request, _receipts(ok, request.events) if request.events else None)
         elif reading := self._unconfirmed.pop(ok.id, None):
-            reading.confirm(_integer(ok.result["after"]), welcome.epoch)
+            after = _integer(ok.result["after"])
+            reading.confirm(after, _integer(ok.result.get("live_after", after)), welcome.epoch)
             self.changed.add(reading)
 
     def _on_failed(self, failed: Failed, now: float) -> None:

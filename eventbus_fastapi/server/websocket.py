@@ -312,6 +312,7 @@ class Connection:
             include_processed=command.include_processed,
             overflow=command.overflow,
             buffer=command.buffer,
+            live_after=command.live_after,
             epoch=command.epoch,
         )
         subscription.on_close = self._note_closed
@@ -324,7 +325,7 @@ class Connection:
             auto_ack=self._auto_ack,
         )
         # Its events begin after the `ok`, which tells the client what they belong to.
-        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=subscription.after)
+        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=subscription.after, live_after=subscription.live_after)
 
     def _unused_sub(self) -> int:
         return next(sub for sub in itertools.count(1) if sub not in self._feeds)

@@ -110,6 +110,12 @@ def pragmas(settings: Settings) -> tuple[str, ...]:
     )
 
 
+WAL_RESET_FIX = "3.51.3"
+"""The SQLite that no longer has the WAL-reset bug; 3.50.7 and 3.44.6 have the fix, too."""
+
+
 def sqlite_has_wal_reset_bug() -> bool:
-    """True for SQLite before 3.51.3: several processes that write may lose a WAL checkpoint's pages."""
-    return sqlite3.sqlite_version_info < (3, 51, 3)
+    """True if SQLite may lose or mix up pages of the WAL when two connections write or checkpoint at the same moment."""
+    version = sqlite3.sqlite_version_info
+    has_fix = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return not has_fix

@@ -2,16 +2,19 @@
 
 What differs: a transaction begins with BEGIN IMMEDIATE, which is the head's lock (SQLite has no row locks), and all
 writes of the process take turns before the file's lock, so that they queue in order instead of polling for it. An
-append runs as one call in a thread: through the async driver each of its statements would cross threads twice.
+append runs as one call in a thread: through the async driver each of its statements would cross threads twice. Other
+processes may write to the file as well; where the linked SQLite makes that risky, it is said once (`Writers`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -19,8 +22,10 @@ from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.base import Store
-from eventbus_fastapi.store.engines import BEGIN, pragmas
+from eventbus_fastapi.store.engines import BEGIN, WAL_RESET_FIX, pragmas, sqlite_has_wal_reset_bug
 from eventbus_fastapi.store.statements import Statements
+
+logger = logging.getLogger(__name__)
 
 
 class SQLiteStore(Store):
@@ -28,7 +33,8 @@ class SQLiteStore(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self._writing = engine.execution_options(**{BEGIN: "IMMEDIATE"})
         self._reading = engine.execution_options(**{BEGIN: "NONE"})
-        self._appender = Appender(engine, settings, self.sql)
+        self._writers = Writers(engine.url.database or "")
+        self._appender = Appender(engine, settings, self.sql, self._writers)
 
     def _renew_locks(self) -> None:
         super()._renew_locks()
@@ -50,7 +56,10 @@ class SQLiteStore(Store):
             yield connection
 
     async def _isolate(self, connection: AsyncConnection) -> None:
-        """SQLite has one isolation, the strictest."""
+        """Take the write lock also where an engine of the user's leaves BEGIN to the driver, which puts it off."""
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if not driver.in_transaction:
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
         """One call in the appender's thread."""
@@ -60,16 +69,50 @@ class SQLiteStore(Store):
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """BEGIN IMMEDIATE holds the file's write lock, so one look is enough."""
         last_seq, oldest, _ = (await connection.execute(self.sql.look_at_head_and_outbox)).one()
+        self._writers.found(last_seq)
         return last_seq, oldest is not None
+
+    async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
+        await super()._insert(connection, last_seq, events)
+        self._writers.wrote(last_seq + len(events))
+
+
+class Writers:
+    """Notices when another process writes to the log, and warns once where SQLite has the WAL-reset bug.
+
+    Every append of this process tells, under the file's write lock, how far it found the log and how far it wrote it.
+    What it finds beyond what it wrote is another's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._is_done = not sqlite_has_wal_reset_bug()
+        self._written: int | None = None  # None: nothing yet, and what was there before says nothing
+
+    def found(self, last_seq: int) -> None:
+        if self._is_done or self._written is None or last_seq <= self._written:
+            return
+        self._is_done = True
+        logger.warning(
+            "another process writes to %s, too, and SQLite %s can lose committed events or corrupt the file when two "
+            "processes write at the same moment (WAL-reset bug); use SQLite %s or later, or let one process write",
+            self._path,
+            sqlite3.sqlite_version,
+            WAL_RESET_FIX,
+        )
+
+    def wrote(self, last_seq: int) -> None:
+        self._written = last_seq
 
 
 class Appender:
     """Appends to the log in a thread of its own, with a connection of its own."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings, sql: Statements) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, sql: Statements, writers: Writers) -> None:
         dialect = engine.dialect
         self._dialect, self._url = dialect, engine.url
         self._settings = settings
+        self._writers = writers
         self._look = str(sql.look_at_head_and_outbox.compile(dialect=dialect))
         self._insert = str(sql.add_to_log.compile(dialect=dialect))
         self._move_head = str(sql.move_head.compile(dialect=dialect))
@@ -102,10 +145,13 @@ class Appender:
                 raise
         except sqlite3.Error:
             return None
+        if last_seq is not None:
+            self._writers.wrote(last_seq)
         return last_seq
 
     def _write(self, connection: sqlite3.Connection, drafts: Sequence[Draft]) -> int | None:
         last_seq, oldest, now = connection.execute(self._look, (1,)).fetchone()
+        self._writers.found(last_seq)
         if oldest is not None:
             return None
         connection.executemany(

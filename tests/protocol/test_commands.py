@@ -170,6 +170,7 @@ def test_a_subscription_may_say_everything() -> None:
             "sub": "mine",
             "epoch": ID,
             "include_processed": True,
+            "live_after": 7,
             "credit": 10,
             "overflow": "drop_oldest",
             "buffer": 100,
@@ -177,7 +178,7 @@ def test_a_subscription_may_say_everything() -> None:
         }
     )
 
-    expected = Subscribe(("a.*", "b.#"), "mine", "now", UUID(ID), True, 10, "drop_oldest", 100, 4)
+    expected = Subscribe(("a.*", "b.#"), "mine", "now", UUID(ID), True, 7, 10, "drop_oldest", 100, 4)
     assert command == expected
 
 

@@ -55,6 +55,7 @@ async def test_history_then_caught_up_then_live(served: ServedBus, client: Peer)
         "id": 1,
         "sub": "s",
         "after": 1,
+        "live_after": 2,
     }
     event = await client.next()
     assert (event["type"], event["sub"], event["seq"], event["payload"]) == ("event", "s", 2, 2)
@@ -327,3 +328,13 @@ async def _ok(client: Peer, kind: str, **fields: Any) -> dict[str, Any]:
 
 async def _status(served: ServedBus, seq: int, status: str) -> bool:
     return (await served.bus.get(seq)).status == status
+
+
+async def test_a_resumed_subscription_gets_what_others_processed_meanwhile(served: ServedBus, client: Peer) -> None:
+    await served.bus.publish("a", "processed before the first subscription")
+    await served.bus.publish("a", "processed while the reader was away")
+    await client.ask("ack", id=1, seqs=[1, 2])
+
+    await client.ask("subscribe", id=2, pattern="a", sub=1, after=0, live_after=1)
+
+    assert (await client.next())["seq"] == 2
