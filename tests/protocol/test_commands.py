@@ -208,6 +208,15 @@ def test_an_array_of_frames_becomes_commands_in_order() -> None:
     assert isinstance(second, Refused)
 
 
+def test_an_array_of_too_many_frames_is_refused_as_one() -> None:
+    text = "[" + ",".join("0" * 10_001) + "]"
+
+    [command] = parse_client_frame(text, LIMITS.replace(max_frame=100_000))
+
+    assert isinstance(command, Refused)
+    assert str(command.error) == "expected at most 10,000 frames in an array, got 10,001"
+
+
 def test_the_plain_dialect_has_no_arrays() -> None:
     [command] = parse_client_frame('[{"type":"ping"}]', LIMITS, arrays=False)
 
@@ -426,7 +435,7 @@ def test_no_text_raises(text: str) -> None:
     "command",
     [
         Subscribe(("a.*",)),
-        Subscribe(("a", "b"), 1, 17, UUID(ID), True, 5, "disconnect", 10, 3),
+        Subscribe(("a", "b"), 1, 17, UUID(ID), True, 6, 5, "disconnect", 10, 3),
         Subscribe(("#",), "x", "earliest"),
         Subscribe(("#",), "x", datetime(2026, 1, 1, 12, tzinfo=UTC)),
         Unsubscribe(1, 2),
