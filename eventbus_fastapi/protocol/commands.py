@@ -36,6 +36,8 @@ MAX_PATTERNS = 100
 """Most patterns of one subscription."""
 MAX_ACKS = 10_000
 """Most seqs in one ack."""
+MAX_JOINED = 10_000
+"""Most frames in one array."""
 MAX_SUB = 64
 """Longest subscription id, characters."""
 FRAME_DEPTH = 6
@@ -117,6 +119,8 @@ def parse_client_frame(text: str, limits: Settings, *, arrays: bool = True) -> l
     try:
         frame = _load(text, limits)
         if arrays and type(frame) is list:
+            if len(frame) > MAX_JOINED:
+                raise BadFrame(f"expected at most {MAX_JOINED:,} frames in an array, got {len(frame):,}")
             return [_parse_object(each, limits) for each in frame]
         return [_parse_object(frame, limits)]
     except EventBusError as exc:

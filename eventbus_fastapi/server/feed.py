@@ -74,6 +74,11 @@ class Feed:
         """True while it is live and everything that it was given has been sent."""
         return self._is_taking and self.subscription.is_live
 
+    @property
+    def is_out_of_credit(self) -> bool:
+        """True while the client has to allow more events."""
+        return not self._has_credit.is_set()
+
     def allow(self, credit: int) -> None:
         """Allow that many more events; without effect where there is no limit."""
         if self._credit is not None:

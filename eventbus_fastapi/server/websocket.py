@@ -213,10 +213,10 @@ class Connection:
         position = self._node.dispatcher.position
         # What the dispatcher gave out up to there has woken its readers. They run before us now.
         await asyncio.sleep(0)
-        live = [feed for feed in self._feeds.values() if feed.subscription.is_live]
-        if not live:
+        feeds = [feed for feed in self._feeds.values() if feed.subscription.is_live and not feed.is_out_of_credit]
+        if not feeds:
             return self._node.dispatcher.head
-        return position if all(feed.is_idle for feed in live) else None
+        return position if all(feed.is_idle for feed in feeds) else None
 
     # --- reading ---
 
@@ -231,9 +231,11 @@ class Connection:
                 self._end(None)
                 return
             text = message.get("text")
-            for command in self._parse(text):
+            commands = self._parse(text)
+            size = len(text or "") // max(len(commands), 1)
+            for command in commands:
                 await self._replies.room()
-                await self._do(command, 0 if text is None else len(text))
+                await self._do(command, size)
             if number % READ_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -325,7 +327,8 @@ class Connection:
             auto_ack=self._auto_ack,
         )
         # Its events begin after the `ok`, which tells the client what they belong to.
-        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=subscription.after, live_after=subscription.live_after)
+        after, live_after = subscription.after, subscription.live_after
+        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=after, live_after=live_after)
 
     def _unused_sub(self) -> int:
         return next(sub for sub in itertools.count(1) if sub not in self._feeds)

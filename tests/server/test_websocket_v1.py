@@ -288,6 +288,17 @@ async def test_an_idle_connection_gets_heartbeats_with_the_head(tmp_path: Path) 
         await eventually(has_heard_of_it)
 
 
+async def test_a_heartbeat_comes_while_a_subscription_waits_for_credit(tmp_path: Path) -> None:
+    async with serving_bus(tmp_path, heartbeat=0.05) as served, served.v1() as client:
+        await client.send("subscribe", pattern="a", credit=1)
+        await client.next_of("caught_up")
+        await served.bus.publish("a", 1)
+        await served.bus.publish("a", 2)
+        await client.events(1)
+
+        await client.next_of("heartbeat")
+
+
 async def test_events_are_marked_as_they_are_sent_with_auto_ack(tmp_path: Path) -> None:
     async with serving_bus(tmp_path, auto_ack=True) as served:
         async with served.v1() as client:
