@@ -115,7 +115,7 @@ WAL_RESET_FIX = "3.51.3"
 
 
 def sqlite_has_wal_reset_bug() -> bool:
-    """True if SQLite may lose or mix up pages of the WAL when two connections write or checkpoint at the same moment."""
+    """True if SQLite may lose pages of the WAL when two connections write or checkpoint at the same moment."""
     version = sqlite3.sqlite_version_info
     has_fix = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
     return not has_fix

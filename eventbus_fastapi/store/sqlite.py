@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -25,6 +25,7 @@ from eventbus_fastapi.store.base import Store
 from eventbus_fastapi.store.engines import BEGIN, WAL_RESET_FIX, pragmas, sqlite_has_wal_reset_bug
 from eventbus_fastapi.store.statements import Statements
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ class SQLiteStore(Store):
     async def start(self) -> None:
         """Create or upgrade the tables, as an embedded database should; several processes may start at once."""
         self._renew_locks()
+        await self._appender.open()
         async with self._translated(), self._writing.connect() as connection, connection.begin():
             await connection.run_sync(migrations.upgrade, self.tables)
 
@@ -119,11 +121,13 @@ class Appender:
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
 
+    async def open(self) -> None:
+        """Connect, if it works at once. A database in memory lives as long as this connection."""
+        await self._in_thread(self._try_to_connect)
+
     async def append(self, drafts: Sequence[Draft]) -> int | None:
         """Append and commit; return the new last seq, or None if nothing was stored."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventbus-appender")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, drafts)
+        return await self._in_thread(self._run, drafts)
 
     def close(self) -> None:
         """Wait for a running append and disconnect."""
@@ -131,6 +135,11 @@ class Appender:
             self._thread.submit(self._disconnect)
             self._thread.shutdown(wait=True)
             self._thread = None
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventbus-appender")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _run(self, drafts: Sequence[Draft]) -> int | None:
         try:
@@ -165,11 +174,20 @@ class Appender:
         connection.execute(self._move_head, (last_seq, 1))
         return int(last_seq)
 
+    def _try_to_connect(self) -> None:
+        if self._connection is None:
+            with contextlib.suppress(sqlite3.Error):  # the first append tries again
+                self._connect()
+
     def _connect(self) -> sqlite3.Connection:
         (path, *_), options = self._dialect.create_connect_args(self._url)
         connection = sqlite3.connect(path, uri=bool(options.get("uri")), isolation_level=None, check_same_thread=False)
-        for pragma in pragmas(self._settings):
-            connection.execute(pragma)
+        try:
+            for pragma in pragmas(self._settings):
+                connection.execute(pragma)
+        except BaseException:
+            connection.close()
+            raise
         self._connection = connection
         return connection
 
