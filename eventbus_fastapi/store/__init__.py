@@ -11,6 +11,7 @@ from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import Ack, Head, Peek, Scan, Store, StoredEvent
 from eventbus_fastapi.store.engines import create_engine, is_memory
+from eventbus_fastapi.store.mysql import MySQLStore
 from eventbus_fastapi.store.outbox import AsyncTransaction, Outbox, SyncTransaction
 from eventbus_fastapi.store.postgresql import PostgreSQLStore
 from eventbus_fastapi.store.sqlite import SQLiteStore
@@ -32,8 +33,8 @@ __all__ = [
 DIALECTS: dict[str, type[Store]] = {
     "sqlite": SQLiteStore,
     "postgresql": PostgreSQLStore,
-    "mysql": Store,
-    "mariadb": Store,
+    "mysql": MySQLStore,
+    "mariadb": MySQLStore,
 }
 
 

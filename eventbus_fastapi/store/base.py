@@ -1,7 +1,7 @@
 """The store: the log, its outbox and its head in one database. The only part of the bus that runs SQL.
 
-`Store` is correct on every database here, and is all there is for MySQL and MariaDB; `sqlite` and `postgresql` override
-only what they can do faster or must do differently, and say why.
+`Store` is correct on every database here; `sqlite`, `postgresql` and `mysql` override only what they can do faster or
+must do differently, and say why.
 
 How the log is written. There is one way into the log, `append`: in one short transaction it takes the row lock of
 `head`, moves what the outbox holds to the log, then adds the node's own new events, numbering both densely, and moves
@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventbus_fastapi.errors import (
@@ -198,8 +199,7 @@ class Store(Database):
                 await connection.execute(
                     self.sql.add_to_outbox, [_event_values(row) | {"ttl": row.ttl} for row in rows]
                 )
-                for ids in _chunks([row.id for row in rows]):
-                    await connection.execute(self.sql.remove_from_scheduled, {"ids": ids})
+                await self._take_out(connection, self.tables.scheduled, [row.id for row in rows])
             return len(rows)
 
         return await self.transact(work)
@@ -356,9 +356,16 @@ class Store(Database):
             fresh = [row for row in rows if row.message_id not in known and first_of[row.message_id] is row]
         if fresh:
             await self._insert(connection, last_seq, [(*row[1:-1], row.ttl) for row in fresh])
-        for ids in _chunks([row.id for row in rows]):
-            await connection.execute(self.sql.remove_from_outbox, {"ids": ids})
+        if rows:
+            await self._take_out(connection, self.tables.outbox, [row.id for row in rows])
         return len(rows), last_seq + len(fresh)
+
+    async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
+        """Remove rows of the outbox or of the scheduled, each looked up on its own.
+
+        A list of ids may be answered by a scan, and on MySQL that waits for rows which open transactions have inserted.
+        """
+        await connection.execute(self.sql.removals[table], [{"row": row} for row in ids])
 
     async def _add(self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]) -> None:
         """Append new events to the log and move the head."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Delete,
     Insert,
     Select,
+    Table,
     Update,
     bindparam,
     delete,
@@ -113,7 +114,10 @@ class Statements:
             .order_by(outbox.c.id)
             .limit(bindparam("limit"))
         )
-        self.remove_from_outbox: Delete = delete(outbox).where(outbox.c.id.in_(bindparam("ids", expanding=True)))
+        self.removals: dict[Table, Delete] = {
+            table: delete(table).where(table.c.id == bindparam("row")) for table in (outbox, scheduled)
+        }
+        """By table; the parameter is one row's id."""
         self.seqs_of_message_ids: Query = select(event.c.message_id, event.c.seq).where(
             event.c.message_id.in_(bindparam("message_ids", expanding=True))
         )
@@ -123,9 +127,6 @@ class Statements:
             .order_by(scheduled.c.publish_at, scheduled.c.id)
             .limit(bindparam("limit"))
             .with_for_update(skip_locked=True)
-        )
-        self.remove_from_scheduled: Delete = delete(scheduled).where(
-            scheduled.c.id.in_(bindparam("ids", expanding=True))
         )
 
         # --- reading ---

@@ -109,6 +109,20 @@ async def test_what_commits_first_is_first_however_long_others_stay_open(
 
 
 @on_servers
+@pytest.mark.parametrize("count", [2, 20, 500])
+async def test_any_number_of_events_passes_an_open_transaction(
+    store: Store, users: AsyncEngine, outbox: Outbox, count: int
+) -> None:
+    # MySQL answers a DELETE of most rows by a scan, and that waits for the row of the open transaction.
+    async with users.begin() as slow:
+        await outbox.add(slow, draft(payload="slow"))
+        await commit(users, outbox, *drafts(count))
+        async with asyncio.timeout(5):
+            assert await store.sequence() == (count, count)
+    assert await store.sequence() == (1, count + 1)
+
+
+@on_servers
 async def test_an_open_transaction_that_rolls_back_leaves_no_hole(
     store: Store, users: AsyncEngine, outbox: Outbox
 ) -> None:

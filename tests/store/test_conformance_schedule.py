@@ -103,6 +103,17 @@ async def test_a_transaction_schedules_only_with_its_commit(store: Store) -> Non
     assert await payloads(store) == ["kept"]
 
 
+@pytest.mark.databases("postgresql", "mysql")
+async def test_what_is_due_passes_an_open_transaction_that_has_scheduled(store: Store) -> None:
+    outbox = Outbox(store.sql, lambda: None)
+    async with store.engine.begin() as slow:
+        await outbox.add(slow, draft(payload="slow", publish_at=PAST))
+        await store.append([draft(payload=number, publish_at=PAST) for number in range(20)])
+        async with asyncio.timeout(5):
+            assert await store.promote() == 20
+    assert await store.promote() == 1
+
+
 async def test_a_ttl_begins_when_the_delay_is_over(store: Store) -> None:
     await store.append([draft(publish_at=PAST, ttl=3_600)])
     await let_in(store, 1)

@@ -1,7 +1,4 @@
-"""Every store that must pass the conformance suite: each dialect's on each driver, and the portable one on each engine.
-
-MySQL has no store of its own: what `open_store` returns there is the portable one.
-"""
+"""Every store that must pass the conformance suite: each dialect's on each driver, the portable one on each engine."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ VARIANTS = (
     Variant("sqlite", "aiosqlite", is_portable=True),
     Variant("postgresql", "asyncpg", is_portable=True),
     Variant("postgresql", "psycopg", is_portable=True),
+    Variant("mysql", "asyncmy", is_portable=True),
 )
 
 

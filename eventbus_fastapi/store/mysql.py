@@ -1,0 +1,36 @@
+"""The store on MySQL 8 and MariaDB 10.6 or newer.
+
+What differs: rows leave the outbox in one statement that is bound to look each of them up. The optimizer answers a
+plain list of ids, and even a range, by a scan where the table is small; a DELETE that scans waits for every row that an
+open transaction has inserted, and so an idle one would hold the log back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import Table, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.base import Store
+
+
+class MySQLStore(Store):
+    def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
+        super().__init__(engine, settings, owns_engine=owns_engine)
+        quoted = engine.dialect.identifier_preparer.format_table
+        self._removals = {table: _removal(quoted(table)) for table in (self.tables.outbox, self.tables.scheduled)}
+
+    async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
+        """One statement instead of one round trip per row, which would take a hundred times as long."""
+        await connection.execute(self._removals[table], {"ids": json.dumps(ids)})
+
+
+def _removal(table: str) -> TextClause:
+    """Return the DELETE of the rows whose ids are in a JSON array; STRAIGHT_JOIN begins with the array."""
+    return text(
+        "DELETE waiting FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS wanted "
+        f"STRAIGHT_JOIN {table} AS waiting ON waiting.id = wanted.id"
+    )
