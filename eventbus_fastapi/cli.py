@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,7 +26,7 @@ from sqlalchemy import make_url
 from eventbus_fastapi import codec
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.client import ClientConfig, EventBusClient
-from eventbus_fastapi.errors import EventBusError, InvalidPayload, LogGap, SettingsError
+from eventbus_fastapi.errors import EventBusError, InvalidPayload, LogGap, SettingsError, quote
 from eventbus_fastapi.events import Message, Receipt
 from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.events import event_object
@@ -62,6 +63,14 @@ DatabaseUrl = Annotated[
 ]
 Url = Annotated[str, typer.Option(help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….")]
 Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it; connects to nothing.")]
+
+
+class LogLevel(StrEnum):
+    critical = "critical"
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -109,7 +118,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
     database_url: DatabaseUrl = None,
     access_log: Annotated[bool, typer.Option(help="Log every request.")] = False,
-    log_level: Annotated[str, typer.Option(help="critical, error, warning, info or debug.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="The least important messages to log.")] = LogLevel.info,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that open requests and sockets have at the end.")] = 5,
 ) -> None:
     """Serve a bus. Every other setting comes from EVENTBUS_*."""
@@ -132,7 +141,7 @@ def serve(
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=grace,
         access_log=access_log,
-        log_level=log_level,
+        log_level=log_level.value,
         log_config=_log_config(log_level),
     )
     _greet(settings, listening)
@@ -307,13 +316,12 @@ def _warn(gap: LogGap) -> None:
 def _start_of(text: str) -> Start:
     if text in ("now", "earliest"):
         return cast(Start, text)
-    if text.isdecimal():
-        return int(text)
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"--from: expected now, earliest, a seq or a time, got {text!r}") from None
-    return time.astimezone()  # without an offset it is local time
+        if text.isdecimal():
+            return int(text)
+        return datetime.fromisoformat(text).astimezone()  # without an offset it is local time
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"--from: expected now, earliest, a seq or a time, got {quote(text)}") from None
 
 
 def _printer(as_json: bool) -> Callable[[Message], None]:
@@ -426,7 +434,7 @@ def _websocket_url(url: str) -> str:
     if parts.scheme in ("ws", "wss") and parts.netloc:
         return url
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {url!r}")
+        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {quote(url)}")
     return urlunsplit((parts.scheme.replace("http", "ws"), parts.netloc, parts.path.rstrip("/") + "/ws", "", ""))
 
 

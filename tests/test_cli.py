@@ -111,7 +111,10 @@ def test_it_lists_its_commands(eventbus: Command) -> None:
         (["publish", "a", "1", "--url", "ftp://127.0.0.1"], ["--url", "http(s)://", "'ftp://127.0.0.1'"]),
         (["publish", "a", "1", "--url", "x\n"], [r"'x\n'"]),
         (["tail", "a", "--from", "yesterday"], ["--from", "'yesterday'"]),
+        (["tail", "a", "--from", "9" * 5_000], ["--from", "'999"]),
+        (["tail", "a", "--from", "0001-01-01"], ["--from", "'0001-01-01'"]),
         (["tail", "a", "--count", "0"], ["--count"]),
+        (["serve", "--log-level", "loud"], ["--log-level", "loud"]),
         (["serve", "--port", "70000"], ["--port"]),
     ],
 )

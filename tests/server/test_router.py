@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from eventbus_fastapi import EventBus
 from tests.server.asking import app_of, asking, assert_problem, bus_on
 from tests.serving import serving
+from tests.waiting import eventually
 
 EVENT = {"topic": "a", "payload": 1}
 
@@ -280,3 +282,21 @@ async def test_a_fault_of_ours_is_logged_and_told_without_details(
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_is_not_a_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    eventbus = bus_on(tmp_path)
+    async with serving(app_of(eventbus)) as served:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        head = "POST /publish HTTP/1.1\r\nhost: bus\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+        writer.write(head.encode() + b'{"topic": "a"')
+        await eventually(lambda: served.server.server_state.tasks)
+
+        writer.close()
+        await writer.wait_closed()
+        await eventually(lambda: not served.server.server_state.tasks)
+
+        assert (await eventbus.head()).last_seq == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
