@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.store import Store
 
@@ -32,8 +31,6 @@ class Notifier:
 
         try:
             await self._store.listen(ring)
-        except OSError as exc:
-            raise StoreUnavailable(f"stopped listening: {exc}") from exc
         finally:
             self.is_alive = False
         return 0

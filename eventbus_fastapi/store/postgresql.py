@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,10 +36,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Store
-from eventbus_fastapi.store.failures import FAILURES, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, now_micros
 
@@ -59,6 +59,7 @@ class PostgreSQLStore(Store):
         self.channel = f"eventbus_{place[:16]}"
         self._fast = FastStatements(self.tables, self.channel if self.has_listener else None)
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
+        self._driver_failures = _driver_failures(engine.dialect.driver)
         self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
@@ -84,7 +85,7 @@ class PostgreSQLStore(Store):
         """
         if not self._is_asyncpg:
             return await super()._read_rows(after, limit)
-        with contextlib.suppress(*_asyncpg_failures()):
+        with contextlib.suppress(*self._driver_failures):
             async with self._reading.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 rows: list[Sequence[Any]] = await driver.fetch(self._read_log, after, limit)
@@ -119,7 +120,8 @@ class PostgreSQLStore(Store):
     async def listen(self, ring: Callable[[], None]) -> None:
         """Hold one connection outside the pool that listens; ring once it does, then after every append.
 
-        Raises when the connection is lost: a probe after 10 seconds of silence finds half-open ones.
+        Raises:
+            StoreUnavailable: the connection is lost; a probe after 10 seconds of silence finds half-open ones.
         """
         async with self._translated():
             connection = await self._reading.connect()
@@ -131,6 +133,8 @@ class PostgreSQLStore(Store):
                 await self._listen_asyncpg(driver, ring)
             else:
                 await self._listen_psycopg(driver, ring)
+        except self._driver_failures as exc:  # of the driver itself: SQLAlchemy is not asked here
+            raise StoreUnavailable(f"stopped listening: {first_line(exc)}") from exc
         finally:
             await connection.invalidate()
             await connection.close()
@@ -162,11 +166,15 @@ class PostgreSQLStore(Store):
                 await driver.execute("SELECT 1")
 
 
-@functools.cache
-def _asyncpg_failures() -> tuple[type[Exception], ...]:
-    import asyncpg  # an optional dependency, there if the engine uses it
+def _driver_failures(driver: str) -> tuple[type[Exception], ...]:
+    """Return what the driver itself raises; it is there if an engine uses it."""
+    if driver == "asyncpg":
+        import asyncpg
 
-    return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+        return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+    import psycopg
+
+    return (psycopg.Error, OSError)
 
 
 class Untouched(UserDefinedType[Any]):
