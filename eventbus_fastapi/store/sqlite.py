@@ -57,12 +57,6 @@ class SQLiteStore(Store):
         async with self._write_turn, self._writing.connect() as connection:
             yield connection
 
-    async def _isolate(self, connection: AsyncConnection) -> None:
-        """Take the write lock also where an engine of the user's leaves BEGIN to the driver, which puts it off."""
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        if not driver.in_transaction:
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
-
     async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
         """One call in the appender's thread."""
         async with self._translated(), self._write_turn:
