@@ -130,7 +130,7 @@ class Connection:
         finally:
             await self._stop()
         if ending is not None:
-            logger.info("closes connection %s with %d (%s)", self.id, ending.code, ending.error.code)
+            logger.info("ended connection %s with %d (%s)", self.id, ending.code, ending.error.code)
             await self._outlet.close(ending, with_bye=not self._is_plain, timeout=self._settings.close_timeout)
 
     # --- life ---
