@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 
+from eventbus_fastapi.bus import EventBus
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.schema import Tables
 from tests.databases import KINDS, DatabaseFactory, kind_of, open_factory
 
-settings.register_profile("default", deadline=None)  # a loaded machine is slow, not wrong
-settings.load_profile("default")
+hypothesis_settings.register_profile("default", deadline=None)  # a loaded machine is slow, not wrong
+hypothesis_settings.load_profile("default")
 
 
 def pytest_configure() -> None:
@@ -24,11 +29,11 @@ def pytest_configure() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what takes `database_url` on every kind of database, or on those that its marker `databases` names."""
-    if "database_url" not in metafunc.fixturenames:
-        return
+    """Run what takes `database_url` or `own_tables` on every kind of database, or on those that `databases` names."""
     marker = metafunc.definition.get_closest_marker("databases")
-    metafunc.parametrize("database_url", marker.args if marker else KINDS, indirect=True)
+    for name in ("database_url", "own_tables"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, marker.args if marker else KINDS, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +96,44 @@ def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], s
     """The async URL of an empty database of this test's own, on each of KINDS in turn."""
     kind: str = request.param
     return new_database(kind)
+
+
+@pytest.fixture
+def own_tables(
+    request: pytest.FixtureRequest,
+    new_database: Callable[[str], str],
+    shared_database: Callable[[str], str],
+    table_prefix: str,
+) -> dict[str, Any]:
+    """Settings of a bus with tables of this test's own, which are not there yet, on each of KINDS in turn."""
+    kind: str = request.param
+    if kind == "sqlite":
+        return {"database_url": new_database(kind)}
+    return {"database_url": shared_database(kind), "table_prefix": table_prefix}
+
+
+OpenBus = Callable[..., Awaitable[EventBus]]
+
+
+@pytest.fixture
+async def open_bus(own_tables: dict[str, Any]) -> AsyncIterator[OpenBus]:
+    """Start a bus on the test's tables, as a node of its own; `settings` may differ. All are stopped at the end."""
+    started: list[EventBus] = []
+
+    async def open_bus(**settings: Any) -> EventBus:
+        bus = EventBus(settings=Settings(**{**own_tables, **settings}))
+        started.append(bus)
+        await bus.start()
+        return bus
+
+    where = Settings(**own_tables)
+    await migrations.run(where, Tables(where.table_prefix), migrations.upgrade)
+    yield open_bus
+    for bus in reversed(started):
+        await bus.stop()
+
+
+@pytest.fixture
+async def bus(open_bus: OpenBus) -> EventBus:
+    """A running bus with the default settings, on each of KINDS in turn."""
+    return await open_bus()
