@@ -34,6 +34,7 @@ class Reader(asyncio.Protocol):
         self.count = 0
         self.expected = sys.maxsize
         self.ready = asyncio.Event()
+        self.subscribed = asyncio.Event()
         self.done = asyncio.Event()
         self._port = port
         self._tail = b""
@@ -55,6 +56,8 @@ class Reader(asyncio.Protocol):
                 self.ready.set()
                 self._tail = b""
             return
+        if not self.subscribed.is_set() and b'"type":"ok"' in data:
+            self.subscribed.set()
         joined = self._tail + data
         self.count += joined.count(MARK)
         self._tail = joined[-len(MARK) + 1 :]
@@ -111,8 +114,8 @@ async def connect(port: int) -> list[Reader]:
         readers.append(reader)
         await reader.ready.wait()
     for reader in readers:
-        reader.send_text(f'{{"type":"subscribe","pattern":"{TOPIC}","sub":1}}')
-    await asyncio.sleep(2)  # nothing tells a plain loop that it is subscribed to
+        reader.send_text(f'{{"type":"subscribe","id":1,"pattern":"{TOPIC}","sub":1}}')
+        await reader.subscribed.wait()
     return readers
 
 

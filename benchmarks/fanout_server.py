@@ -34,6 +34,7 @@ def loop_app() -> ASGIApp:
         try:
             while True:
                 await socket.receive_text()
+                await socket.send_text('{"type":"ok","id":1}')
         except WebSocketDisconnect:
             sockets.discard(socket)
 

@@ -139,6 +139,7 @@ def serve(
         workers=workers,
         ws_max_size=WS_FRAMES * settings.max_frame,
         ws_per_message_deflate=False,
+        ws_ping_timeout=settings.close_timeout + 20,  # a slow reader is to learn why, not that a ping failed
         timeout_graceful_shutdown=grace,
         access_log=access_log,
         log_level=log_level.value,

@@ -94,8 +94,12 @@ class Node:
         if self._is_running:
             return
         self._build()
-        await self.store.start()
-        self.dispatcher.tell((await self.store.head()).last_seq)
+        try:
+            await self.store.start()
+            self.dispatcher.tell((await self.store.head()).last_seq)
+        except BaseException:
+            await self.store.stop()
+            raise
         stages: list[service.Stage] = [
             self.publisher,
             self.sequencer,
@@ -211,6 +215,7 @@ class Node:
                 self.settings.page_size,
                 include_processed,
             ),
+            head=head.last_seq,
             live_after=head.last_seq if live_after is None else min(live_after, head.last_seq),
             acknowledge=self._acknowledge_message,
             gaps=gaps,

@@ -59,6 +59,7 @@ class Subscription:
         live: Live,
         reads: asyncio.Semaphore,
         policy: Policy,
+        head: int,
         live_after: int,
         acknowledge: Callable[[Message], Awaitable[None]],
         gaps: Sequence[Gap] = (),
@@ -77,6 +78,7 @@ class Subscription:
         self._store = store
         self._live = live
         self._reads = reads
+        self._joins_at = head  # history up to here is read at the reader's own pace
         self._policy = policy
         self._acknowledge = acknowledge
         self._on_gap = on_gap
@@ -213,7 +215,11 @@ class Subscription:
             lost_to = max(lost_to, channel.batches[number - channel.first].messages[0].seq - 1)
         self._next, self._taken = number, channel.before(number)
         if lost_to > self.position:
-            self._items.append(Gap(self.position + 1, lost_to, "overflow"))
+            first_lost = self.position + 1
+            if self._items and isinstance(last := self._items[-1], Gap) and last.reason == "overflow":
+                first_lost = last.first_seq  # nobody took the last gap yet: this one goes on where it ends
+                self._items.pop()
+            self._items.append(Gap(first_lost, lost_to, "overflow"))
             self.position = lost_to
 
     # --- live ---
@@ -239,6 +245,7 @@ class Subscription:
         if self._channel is not None:
             self._live.detach(self, self._channel)
             self._channel = None
+            self._joins_at = self._live.head
         self._wake.set()
 
     # --- history ---
@@ -247,7 +254,7 @@ class Subscription:
         """Read one page of the log; join the channel as soon as nothing lies between."""
         if self._join():
             return
-        head = max(self._live.head, self.live_after)
+        head = max(self._live.head, self._joins_at)
         scan, gap, messages = await self._patiently(self._read_page)
         if gap is not None:
             self._items.append(gap)
@@ -294,7 +301,7 @@ class Subscription:
 
     def _join(self) -> bool:
         """Step from history to live, if no event after our position would be missed."""
-        if self._closed is not None or (self.position < self.live_after and not self._policy.include_processed):
+        if self._closed is not None or self.position < self._joins_at:
             return False
         channel = self._live.attach(self, self.patterns, self.position)
         if channel is None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from eventbus_fastapi.errors import SettingsError, quote
+from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
 
 BEGIN = "eventbus_begin"
@@ -47,8 +47,12 @@ def create_engine(settings: Settings) -> AsyncEngine:
             pool_timeout=settings.statement_timeout,
             isolation_level="READ COMMITTED",
         )
-    except ArgumentError as exc:
-        raise SettingsError(f"database URL {quote(settings.database_url)} cannot be read: {exc}") from exc
+    except (ArgumentError, ValueError):
+        # Neither the URL nor what SQLAlchemy says of it is shown: a password may be in both.
+        raise SettingsError(
+            "database URL cannot be read; expected dialect+driver://user:password@host:port/database, "
+            "such as postgresql+asyncpg://bus:secret@localhost:5432/bus (EVENTBUS_DATABASE_URL)"
+        ) from None
     except (NoSuchModuleError, InvalidRequestError) as exc:
         raise SettingsError(
             f"database URL needs an async driver, such as sqlite+aiosqlite, postgresql+asyncpg or mysql+asyncmy: {exc}"

@@ -125,9 +125,10 @@ class PostgreSQLStore(Store):
         """
         async with self._translated():
             connection = await self._reading.connect()
+        driver: Any = None
         try:
             async with self._translated():
-                driver: Any = (await connection.get_raw_connection()).driver_connection
+                driver = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(lambda sync_connection: sync_connection.detach())
             if self._is_asyncpg:
                 await self._listen_asyncpg(driver, ring)
@@ -136,8 +137,16 @@ class PostgreSQLStore(Store):
         except self._driver_failures as exc:  # of the driver itself: SQLAlchemy is not asked here
             raise StoreUnavailable(f"stopped listening: {first_line(exc)}") from exc
         finally:
-            await connection.invalidate()
-            await connection.close()
+            await self._hang_up(connection, driver)
+
+    async def _hang_up(self, connection: AsyncConnection, driver: Any) -> None:
+        """Close a connection outside the pool without waiting for the server, which may not answer any more."""
+        if driver is not None and self._is_asyncpg:
+            driver.terminate()  # its close() would say goodbye and wait
+        elif driver is not None:
+            await driver.close()
+        await connection.invalidate()  # or SQLAlchemy would roll back what is closed
+        await connection.close()
 
     async def _listen_asyncpg(self, driver: Any, ring: Callable[[], None]) -> None:
         lost = asyncio.Event()
