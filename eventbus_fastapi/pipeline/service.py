@@ -36,12 +36,14 @@ async def run(stage: Stage) -> None:
         try:
             delay = await stage.run_once()
         except StoreUnavailable as exc:
+            _end_if_cancelled(exc)
             if failures == 0:
                 logger.warning("%s paused: %s", stage.name, exc)
             failures += 1
             await asyncio.sleep(pauses.delay(failures))
             continue
-        except Exception:
+        except Exception as exc:
+            _end_if_cancelled(exc)
             logger.exception("%s failed", stage.name)
             failures += 1
             await asyncio.sleep(pauses.delay(failures))
@@ -51,6 +53,15 @@ async def run(stage: Stage) -> None:
             failures = 0
         if delay is None or delay > 0:
             await stage.bell.wait(delay)
+
+
+def _end_if_cancelled(exc: Exception) -> None:
+    """Let the cancellation through that an error took the place of, as when a driver fails to close a connection. A
+    loop that went on would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from exc
 
 
 def start(stage: Stage) -> asyncio.Task[None]:

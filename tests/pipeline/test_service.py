@@ -101,6 +101,24 @@ async def test_cancelling_ends_the_loop() -> None:
             await task
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), OSError("a driver failed to close")])
+async def test_an_error_that_comes_of_cancelling_does_not_keep_the_loop_alive(error: Exception) -> None:
+    class Failing(Counting):
+        async def run_once(self) -> float | None:
+            self.turns += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise error
+
+    stage = Failing(lambda turn: None)
+    async with running(stage) as task:
+        await eventually(lambda: stage.turns == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)
+
+
 async def test_the_task_is_named_and_knows_nothing_of_the_request_that_started_it() -> None:
     request = contextvars.ContextVar[str]("request")
     request.set("of a user")
