@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eventbus_fastapi.errors import EventBusError
+from eventbus_fastapi.errors import EventBusError, NotRunning
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.store import Ack, Store
 
@@ -45,10 +45,11 @@ class Acknowledger:
         try:
             verdicts = await self._store.acknowledge([ack for unit in units for ack in unit.acks])
         except EventBusError as exc:
-            for unit in units:
-                if not unit.answer.done():
-                    unit.answer.set_exception(exc)
+            _fail(units, exc)
             return 0
+        except BaseException:
+            _fail(units, NotRunning("the bus stopped before the ack was known to be stored"))
+            raise
         start = 0
         for unit in units:
             refusals = verdicts[start : start + len(unit.acks)]
@@ -64,9 +65,7 @@ class Acknowledger:
 
     def fail_waiting(self, error: EventBusError) -> None:
         """Answer what was not committed, at the end."""
-        for unit in self._waiting:
-            if not unit.answer.done():
-                unit.answer.set_exception(error)
+        _fail(self._waiting, error)
         self._waiting.clear()
 
     def _take(self) -> tuple[list[Unit], list[Unit]]:
@@ -76,3 +75,9 @@ class Acknowledger:
                 return self._waiting[:place], self._waiting[place:]
             taken += len(unit.acks)
         return self._waiting, []
+
+
+def _fail(units: Sequence[Unit], error: EventBusError) -> None:
+    for unit in units:
+        if not unit.answer.done():
+            unit.answer.set_exception(error)
