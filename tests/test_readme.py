@@ -1,0 +1,247 @@
+"""README and docs: what they show runs, and what they say of settings, extras and files is so."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from websockets.asyncio.client import connect
+
+from eventbus_fastapi import EventBus, EventBusClient, Settings
+from eventbus_fastapi.settings import PREFIX
+from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.schema import Tables
+from tests import documents
+from tests.documents import README
+from tests.examples.running import free_port
+from tests.processes import CHECKOUT, EVENTBUS, Process, environment
+from tests.serving import serving
+from tests.waiting import eventually
+
+DOCS = CHECKOUT / "docs"
+DELIVERY = DOCS / "delivery.md"
+GROWING = DOCS / "growing.md"
+ADDRESS = "127.0.0.1:3000"
+"""Where the README has the bus."""
+ALICE = {"id": 1, "username": "alice"}
+BOB = {"id": 2, "username": "bob"}
+
+
+# --- the README's programs -----------------------------------------------------------------------
+
+
+async def test_the_app_and_the_consumer_of_the_readme_work_together(tmp_path: Path) -> None:
+    """Given both as they are shown, when users are created, then the consumer prints each of them once."""
+    address = f"127.0.0.1:{free_port()}"
+    for name in ("app.py", "consumer.py"):
+        (tmp_path / name).write_text(documents.titled(README, name).replace(ADDRESS, address))
+    consumer = [sys.executable, "consumer.py"]
+    async with app(tmp_path, address), httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        assert (await http.post("/users", json=ALICE)).status_code == 201
+        async with Process.running(consumer, cwd=tmp_path) as process:
+            await process.line(f"1 user.created {ALICE}")
+            await eventually(lambda: is_processed(http, 1))
+        assert (await http.post("/users", json=BOB)).status_code == 201
+        async with Process.running(consumer, cwd=tmp_path) as process:
+            await process.line("user.created")
+            assert process.lines == [f"2 user.created {BOB}"]
+
+
+@contextlib.asynccontextmanager
+async def app(directory: Path, address: str) -> AsyncIterator[Process]:
+    """Serve app.py as the README says."""
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", address.partition(":")[2]]
+    async with Process.running(command, cwd=directory) as process:
+        await process.line(f"running on http://{address}")
+        yield process
+
+
+async def is_processed(http: httpx.AsyncClient, seq: int) -> bool:
+    event = (await http.get(f"/events/{seq}")).json()
+    return bool(event["status"] == "processed")
+
+
+async def test_the_tour_of_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
+    """Given the bus alone, when the commands are typed one after the other, then each prints what stands below it."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    address = f"127.0.0.1:{free_port()}"
+    serve = [*EVENTBUS, "serve", "--port", address.partition(":")[2]]
+    tour = [block for block in documents.blocks(README) if "-m websockets" in block.text or "curl" in block.text]
+    async with Process.running(serve, cwd=tmp_path) as server:
+        await server.line(f"serves http://{address}")
+        for dialogue in [dialogue for block in tour for dialogue in documents.dialogues(block)]:
+            if "-m websockets" in dialogue.command:
+                await talk(f"ws://{address}/ws", dialogue.output)
+            else:
+                assert masked(await shell(dialogue.command, address, tmp_path)) == masked(dialogue.output)
+
+
+async def talk(url: str, conversation: str) -> None:
+    """Send the lines that begin with > and expect those that begin with <."""
+    async with connect(url) as socket, asyncio.timeout(30):
+        for line in conversation.splitlines():
+            if line.startswith("> "):
+                await socket.send(line[2:])
+            else:
+                assert masked(f"< {await socket.recv()!s}") == masked(line)
+
+
+async def shell(command: str, address: str, directory: Path) -> str:
+    """Run a command of the README against the bus at an address, and return what it prints."""
+    words = shlex.split(command.replace(ADDRESS, address))
+    if words[0] == "curl":
+        words[1:1] = ["--silent", "--show-error", "--noproxy", "*"]
+    elif words[0] == ".venv/bin/eventbus":
+        words = [*EVENTBUS, *words[1:], "--url", f"http://{address}"]
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=directory, env=environment(), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return out.decode().strip()
+
+
+def masked(printed: str) -> str:
+    """Replace what differs each time."""
+    printed = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<uuid>", printed)
+    printed = re.sub(r'"timestamp":\d+', '"timestamp":<time>', printed)
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", "<time>", printed)
+
+
+# --- the docs' fragments -------------------------------------------------------------------------
+
+
+async def test_the_code_of_delivery_md_does_what_it_says(database_url: str) -> None:
+    """Given a bus and a client of it, when the fragments run one after the other, then none of their asserts fails."""
+    await prepare(database_url)
+    eventbus = EventBus(database_url)
+    namespace: dict[str, Any] = {"eventbus": eventbus, "async_sessionmaker": async_sessionmaker, "text": text}
+    async with (
+        serving(served(eventbus)) as server,
+        EventBusClient(server.ws) as client,
+        AsyncSession(eventbus.engine) as session,
+    ):
+        namespace |= {"client": client, "session": session}
+        for block in documents.python_blocks(DELIVERY):
+            await documents.run(block, namespace)
+        await eventbus.publish("the.end", None)  # whatever was committed before it is before it in the log
+        topics = [topic for topic, *_ in await log(eventbus)]
+    assert topics == ["order.placed", "payment.requested", "count.taken", "the.end"]
+
+
+@pytest.mark.databases("postgresql")
+async def test_the_code_of_growing_md_publishes_from_another_engine_and_copies_a_log(
+    database_url: str, new_database: Callable[[str], str]
+) -> None:
+    """Given a log on SQLite, when it is copied, then the log on PostgreSQL has the same events at the same seqs."""
+    old_url, new_url = new_database("sqlite"), new_database("postgresql")
+    async with EventBus(old_url) as old:
+        await old.publish("order.placed", {"order": 1}, key="1", metadata={"by": "alice"})
+        await old.publish_many([("a.text", "text"), ("some.bytes", b"\x00\xff")])
+        history = await log(old)
+    await prepare(database_url)
+    await prepare(new_url)
+    fragments = documents.python_blocks(GROWING)
+    namespace: dict[str, Any] = {"AsyncSession": AsyncSession, "create_async_engine": create_async_engine}
+    namespace |= {"EventBus": EventBus, "url": database_url, "old_url": old_url, "new_url": new_url}
+    async with EventBus(database_url) as eventbus, eventbus.subscribe("#") as messages:
+        namespace["eventbus"] = eventbus
+        for block in fragments:
+            await documents.run(block, namespace)
+        assert (await anext(messages)).payload == {"order": 1}
+        await namespace["engine"].dispose()
+    async with EventBus(new_url) as new:
+        assert await log(new) == history
+
+
+def served(eventbus: EventBus) -> FastAPI:
+    app = FastAPI()
+    app.include_router(eventbus.router())
+    return app
+
+
+async def prepare(database_url: str) -> None:
+    """Make the tables of the bus."""
+    settings = Settings(database_url=database_url)
+    await migrations.run(settings, Tables(settings.table_prefix, settings.db_schema), migrations.upgrade)
+
+
+async def log(eventbus: EventBus) -> list[tuple[Any, ...]]:
+    """Return what the log holds, without what depends on the clock."""
+    page = await eventbus.node.history(["#"], 0, 1_000)
+    return [
+        (event.topic, event.seq, event.message_id, event.key, event.body, event.content_type, event.metadata)
+        for event in page.messages
+    ]
+
+
+# --- what they say -------------------------------------------------------------------------------
+
+
+def test_the_settings_table_has_every_setting_with_its_default_and_meaning() -> None:
+    """Given the docstrings of Settings, then the rows of the table are made of them, in their order."""
+    meanings = docstrings(Settings)
+    expected = [
+        f"| `{PREFIX}{name.upper()}` | {shown(field.default)} | {meanings[name]} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    assert documents.rows(README, "| variable | default | meaning |") == expected
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """Return what the docstrings of a class's fields say, each on one line and without its default."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, docstring in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            line = " ".join(ast.literal_eval(docstring.value).split())
+            found[field.target.id] = re.sub(r" Defaults to .*$", "", line)
+    return found
+
+
+def shown(default: object) -> str:
+    """Return a default as one would write it into the environment."""
+    if default is None:
+        return "–"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def test_the_readme_names_the_python_and_the_extras_of_the_package() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
+    assert "Python 3.11 or newer" in README.read_text()
+    extras = [row.split("`")[1] for row in documents.rows(README, "| extra | brings | for |")]
+    assert extras == list(project["optional-dependencies"])
+
+
+def test_the_readme_lists_every_example() -> None:
+    linked = {path.name for path in documents.links(README) if path.parent.name == "examples"}
+    assert linked == {path.name for path in (CHECKOUT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("path", [README, DELIVERY, GROWING], ids=lambda path: str(path.name))
+def test_links_lead_somewhere(path: Path) -> None:
+    assert [link for link in documents.links(path) if not link.exists()] == []
+
+
+def test_no_python_of_the_readme_is_left_untried() -> None:
+    assert [block.title for block in documents.python_blocks(README)] == ["app.py", "consumer.py"]
