@@ -1,0 +1,70 @@
+"""Retention removes what is expired, too old or too many, batch by batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventbus_fastapi.pipeline.retention import BATCH, Retention
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import Store
+from tests.drafts import draft, drafts
+from tests.waiting import eventually
+
+
+def retention(store: Store, **settings: float) -> Retention:
+    return Retention(store, Settings(**{"retention_interval": 7.0, **settings}))
+
+
+async def seqs(store: Store) -> list[int]:
+    return [message.seq for message in (await store.read(0, 10_000)).messages]
+
+
+async def test_by_default_nothing_is_removed(store: Store) -> None:
+    await store.append(drafts(3))
+    assert await retention(store).run_once() == 7.0
+    assert await seqs(store) == [1, 2, 3]
+
+
+async def test_a_number_of_events_is_kept(store: Store) -> None:
+    await store.append(drafts(30))
+    await retention(store, retention_count=4).run_once()
+    assert await seqs(store) == [27, 28, 29, 30]
+
+
+async def test_events_beyond_an_age_go(store: Store) -> None:
+    await store.append(drafts(3))
+    stage = retention(store, retention_age=0.001)
+
+    async def is_empty() -> bool:
+        await stage.run_once()
+        return await seqs(store) == []
+
+    await eventually(is_empty)
+
+
+async def test_younger_events_stay(store: Store) -> None:
+    await store.append(drafts(3))
+    await retention(store, retention_age=3_600).run_once()
+    assert await seqs(store) == [1, 2, 3]
+
+
+async def test_expired_events_go_without_any_setting(store: Store) -> None:
+    await store.append([draft(ttl=1e-6), draft()])
+    stage = retention(store)
+
+    async def is_removed() -> bool:
+        await stage.run_once()
+        async with store.engine.connect() as connection:
+            rows = await connection.exec_driver_sql("SELECT seq FROM bus_event")
+            return rows.scalars().all() == [2]
+
+    await eventually(is_removed)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+async def test_while_a_batch_was_full_it_comes_back_at_once(store: Store, extra: int) -> None:
+    await store.append(drafts(BATCH + extra + 1))
+    stage = retention(store, retention_count=1)
+    assert await stage.run_once() == 0.01
+    assert await stage.run_once() == 7.0
+    assert await seqs(store) == [BATCH + extra + 1]
