@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from tests.processes import CHECKOUT, Process, environment
 
 TIMEOUT = 90.0
 """Seconds that an example may take on a loaded machine."""
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to outgoing connections: a client that looks for its server must not find itself."""
 
 
 class Finished(NamedTuple):
@@ -69,6 +72,7 @@ async def serving(name: str, directory: Path, port: int, **variables: str) -> As
 
 def free_port() -> int:
     """Return a port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
