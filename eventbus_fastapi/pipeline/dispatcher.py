@@ -1,6 +1,7 @@
 """The dispatcher: reads what is new in the log once per node and gives it to the channels that match.
 
-It holds no connection while it works, sends nothing, and waits for no reader. While nobody reads live it does not read
+It holds no connection while it works, sends nothing, and waits for no reader. What its own node has just appended it
+takes over without reading, if that is what comes next. While nobody reads live it does not read
 either. `position` says how far it is; a subscription that has read history that far may join (see `subscription`).
 """
 
@@ -66,6 +67,18 @@ class Dispatcher:
         # One turn of the loop for the readers between two pages.
         await asyncio.sleep(0)
         return None if scan.is_last else 0
+
+    def may_accept(self, position: int) -> bool:
+        """True if everything up to this seq was dispatched, and nothing after it."""
+        return bool(self._channels) and self.position == position
+
+    def accept(self, messages: Sequence[Message]) -> None:
+        """Take events that this node has just appended, as if read from the log right after `position`.
+
+        A page that is being read meanwhile begins at an older position and is thrown away.
+        """
+        self.position = self._head = messages[-1].seq
+        self.dispatch(messages)
 
     def dispatch(self, messages: Sequence[Message]) -> None:
         """Give events to the channels that match."""

@@ -32,7 +32,7 @@ from eventbus_fastapi.pipeline.retention import Retention
 from eventbus_fastapi.pipeline.sequencer import Sequencer
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
-from eventbus_fastapi.store import Ack, Head, StoredEvent, open_store
+from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
 from eventbus_fastapi.topics import check_pattern, matches
 
 logger = logging.getLogger(__name__)
@@ -70,11 +70,11 @@ class Node:
     def _build(self) -> None:
         settings, store = self.settings, self.store
         self.dispatcher = Dispatcher(store, page_size=settings.page_size, tail_bytes=settings.tail_bytes)
-        self.publisher = Publisher(store, self.dispatcher.tell)
+        self.publisher = Publisher(store, self._on_append)
         self.sequencer = Sequencer(store, self.dispatcher.tell, poll_interval=settings.poll_interval)
         self.acknowledger = Acknowledger(store)
         self.retention = Retention(store, settings)
-        self.notifier = Notifier(store, self.sequencer.bell.ring)
+        self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
         self._reads = asyncio.Semaphore(READS)
         self._subscriptions: set[Subscription] = set()
 
@@ -279,6 +279,17 @@ class Node:
             await self.acknowledge([Ack(message.seq, message.message_id)])
 
     # --- parts ---
+
+    def _on_append(self, appended: Appended) -> None:
+        """This node has appended. What nobody came before need not be read again."""
+        if appended.created_at is not None and self.dispatcher.may_accept(appended.last_seq - len(appended.drafts)):
+            self.dispatcher.accept(appended.messages())
+        self._tell(appended.last_seq)
+
+    def _tell(self, last_seq: int) -> None:
+        """The log has grown."""
+        self.sequencer.hear(last_seq)
+        self.dispatcher.tell(last_seq)
 
     async def _resolve(self, start: Start, head: Head) -> int:
         """Return the seq after which a subscription reads."""

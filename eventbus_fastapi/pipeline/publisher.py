@@ -15,7 +15,7 @@ from typing import NamedTuple
 from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
 from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.pipeline.bell import Bell
-from eventbus_fastapi.store import Store
+from eventbus_fastapi.store import Appended, Store
 
 MOST_EVENTS = 1_000
 MOST_BYTES = 4_194_304
@@ -29,11 +29,11 @@ class Unit(NamedTuple):
 
 
 class Publisher:
-    """See the module's docstring. `on_append` is called with the last seq after every commit."""
+    """See the module's docstring. `on_append` is called after every commit."""
 
     name = "publisher"
 
-    def __init__(self, store: Store, on_append: Callable[[int], None]) -> None:
+    def __init__(self, store: Store, on_append: Callable[[Appended], None]) -> None:
         self.bell = Bell()
         self._store = store
         self._on_append = on_append
@@ -100,7 +100,7 @@ class Publisher:
     async def _commit(self, batch: list[Unit]) -> None:
         drafts = [draft for unit in batch for draft in unit.drafts]
         try:
-            receipts, last_seq = await self._store.append(drafts)
+            appended = await self._store.append(drafts)
         except StoreUnavailable as exc:
             for unit in batch:
                 _fail(unit, exc)
@@ -119,9 +119,9 @@ class Publisher:
             for unit in batch:
                 end = start + len(unit.drafts)
                 if not unit.answer.done():
-                    unit.answer.set_result(receipts[start:end])
+                    unit.answer.set_result(appended.receipts[start:end])
                 start = end
-            self._on_append(last_seq)
+            self._on_append(appended)
 
 
 def _fail(unit: Unit, error: EventBusError) -> None:

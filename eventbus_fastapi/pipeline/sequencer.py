@@ -7,6 +7,7 @@ look also tells how far the log is, so it is the node's one poll for appends of 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from eventbus_fastapi.pipeline.bell import Bell
@@ -14,6 +15,10 @@ from eventbus_fastapi.store import Store
 
 SHORTEST_POLL = 0.002
 """Seconds until the second look after something happened; doubles with each look that finds nothing."""
+REST = 9
+"""Under load it rests so many times as long as it worked: many commits share one step, and the time is theirs."""
+LONGEST_REST = 0.05
+"""Seconds of rest at most; what commits after an idle time is sequenced at once."""
 
 
 class Sequencer:
@@ -28,6 +33,7 @@ class Sequencer:
         self._poll_interval = poll_interval
         self._delay = poll_interval
         self._last_seq = 0
+        self._rests_until = 0.0
         self.sequenced = 0
         """Outbox rows moved so far by this node."""
 
@@ -36,8 +42,15 @@ class Sequencer:
         self._delay = SHORTEST_POLL
         self.bell.ring()
 
+    def hear(self, last_seq: int) -> None:
+        """The log has grown, and whoever needs to know was told: no reason to look more often."""
+        self._last_seq = max(self._last_seq, last_seq)
+
     async def run_once(self) -> float | None:
         """Look once; promote what is due, then sequence what is committed."""
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(self._rests_until - clock())
+        started = clock()
         seen = await self._store.peek()
         last_seq, moved, promoted = seen.last_seq, 0, 0
         if seen.next_due is not None and seen.next_due <= seen.now:
@@ -45,8 +58,9 @@ class Sequencer:
         if seen.has_outbox or promoted:
             moved, last_seq = await self._store.sequence()
             self.sequenced += moved
+            self._rests_until = clock() + min(REST * (clock() - started), LONGEST_REST)
         has_grown = last_seq > self._last_seq
-        self._last_seq = last_seq
+        self.hear(last_seq)
         self._on_append(last_seq)
         if moved:
             self._delay = SHORTEST_POLL

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.base import Ack, Head, Peek, Scan, Store, StoredEvent
+from eventbus_fastapi.store.base import Ack, Appended, Head, Peek, Scan, Store, StoredEvent
 from eventbus_fastapi.store.engines import create_engine, is_memory
 from eventbus_fastapi.store.mysql import MySQLStore
 from eventbus_fastapi.store.outbox import AsyncTransaction, Outbox, SyncTransaction
@@ -18,6 +18,7 @@ from eventbus_fastapi.store.sqlite import SQLiteStore
 
 __all__ = [
     "Ack",
+    "Appended",
     "AsyncTransaction",
     "Head",
     "Outbox",

@@ -66,6 +66,27 @@ class Peek(NamedTuple):
     now: int
 
 
+class Appended(NamedTuple):
+    """What an append did."""
+
+    receipts: list[Receipt]
+    last_seq: int
+    """The last seq of the log."""
+    drafts: Sequence[Draft]
+    created_at: int | None = None
+    """When the drafts entered the log, if they entered it together and are its last events; else None."""
+
+    def messages(self) -> list[Message]:
+        """Return the drafts as a reader gets them from the log. Only where `created_at` is known."""
+        now = self.created_at
+        assert now is not None
+        first = self.last_seq - len(self.drafts) + 1
+        return [
+            Message(seq, *draft[:6], now, None if draft.ttl is None else now + draft.ttl)
+            for seq, draft in enumerate(self.drafts, start=first)
+        ]
+
+
 class Scan(NamedTuple):
     """A page of the log."""
 
@@ -136,8 +157,8 @@ class Store(Database):
 
     # --- publishing ---
 
-    async def append(self, drafts: Sequence[Draft]) -> tuple[list[Receipt], int]:
-        """Append events to the log in one commit, after whatever the outbox holds; return receipts and the last seq.
+    async def append(self, drafts: Sequence[Draft]) -> Appended:
+        """Append events to the log in one commit, after whatever the outbox holds.
 
         Scheduled ones are stored to wait for their time, in the same commit; their receipts have no seq.
 
@@ -148,10 +169,12 @@ class Store(Database):
         is_mixed = any(draft.delay is not None or draft.publish_at is not None for draft in drafts)
         if not has_twins and not is_mixed:
             async with self._append_lock:
-                last_seq = await self._append_alone(drafts)
-            if last_seq is not None:
+                appended = await self._append_alone(drafts)
+            if appended is not None:
+                last_seq, created_at = appended
                 first = last_seq - len(drafts) + 1
-                return [Receipt(draft.message_id, seq) for seq, draft in enumerate(drafts, start=first)], last_seq
+                receipts = [Receipt(draft.message_id, seq) for seq, draft in enumerate(drafts, start=first)]
+                return Appended(receipts, last_seq, drafts, created_at)
 
         async def work(connection: AsyncConnection, is_careful: bool) -> tuple[list[Receipt], int] | None:
             last_seq, has_outbox = await self._lock_head(connection)
@@ -169,10 +192,10 @@ class Store(Database):
 
         while (done := await self._append(work, is_careful=has_twins)) is None:
             pass
-        return done
+        return Appended(*done, drafts)
 
-    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
-        """Append while the outbox is empty, where a dialect has a shorter way; return the new last seq.
+    async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
+        """Append while the outbox is empty, where a dialect has a shorter way; return the new last seq and the time.
 
         None: nothing was stored, or it is not known (a dead connection); the portable way does it, or finds it done. So
         a shorter way gives up at anything out of the ordinary.
@@ -439,8 +462,8 @@ class Store(Database):
 
     # --- being told ---
 
-    async def listen(self, ring: Callable[[], None]) -> None:
-        """Call `ring` whenever another node has appended, until the connection fails. Only where `has_listener`."""
+    async def listen(self, hear: Callable[[int | None], None]) -> None:
+        """Call `hear` whenever another node has appended, until the connection fails. Only where `has_listener`."""
         raise StoreError(f"{self.engine.dialect.name} has no notifications; the node polls")
 
 

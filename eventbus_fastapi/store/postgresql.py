@@ -62,7 +62,7 @@ class PostgreSQLStore(Store):
         self._driver_failures = _driver_failures(engine.dialect.driver)
         self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
 
-    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
+    async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         """One statement of its own: its UPDATE of the head is the lock, held until it commits.
 
         Whatever was committed to the outbox before this call is in the statement's snapshot, so "empty" cannot be wrong
@@ -71,7 +71,8 @@ class PostgreSQLStore(Store):
         parameters = {**_arrays([(*draft[:6], draft.ttl) for draft in drafts]), "count": len(drafts)}
         try:
             async with asyncio.timeout(self.settings.statement_timeout), self._reading.connect() as connection:
-                return (await connection.execute(self._fast.append_alone, parameters)).scalar_one_or_none()
+                row = (await connection.execute(self._fast.append_alone, parameters)).one_or_none()
+                return None if row is None else (row[0], row[1])
         except IntegrityError:
             return None
         except FAILURES as exc:
@@ -117,8 +118,11 @@ class PostgreSQLStore(Store):
             self._fast.add_to_log, {**_arrays(events), "base": last_seq, "last_seq": last_seq + len(events)}
         )
 
-    async def listen(self, ring: Callable[[], None]) -> None:
-        """Hold one connection outside the pool that listens; ring once it does, then after every append.
+    async def listen(self, hear: Callable[[int | None], None]) -> None:
+        """Hold one connection outside the pool that listens.
+
+        Calls `hear` with None once it does (what was appended before is unheard), then with the last seq of each
+        append.
 
         Raises:
             StoreUnavailable: the connection is lost; a probe after 10 seconds of silence finds half-open ones.
@@ -131,9 +135,9 @@ class PostgreSQLStore(Store):
                 driver = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(lambda sync_connection: sync_connection.detach())
             if self._is_asyncpg:
-                await self._listen_asyncpg(driver, ring)
+                await self._listen_asyncpg(driver, hear)
             else:
-                await self._listen_psycopg(driver, ring)
+                await self._listen_psycopg(driver, hear)
         except self._driver_failures as exc:  # of the driver itself: SQLAlchemy is not asked here
             raise StoreUnavailable(f"stopped listening: {first_line(exc)}") from exc
         finally:
@@ -148,12 +152,12 @@ class PostgreSQLStore(Store):
         await connection.invalidate()  # or SQLAlchemy would roll back what is closed
         await connection.close()
 
-    async def _listen_asyncpg(self, driver: Any, ring: Callable[[], None]) -> None:
+    async def _listen_asyncpg(self, driver: Any, hear: Callable[[int | None], None]) -> None:
         lost = asyncio.Event()
         driver.add_termination_listener(lambda _: lost.set())
         async with self._translated():
-            await driver.add_listener(self.channel, lambda *_: ring())
-        ring()
+            await driver.add_listener(self.channel, lambda *notice: hear(int(notice[-1])))
+        hear(None)
         while True:
             try:
                 async with asyncio.timeout(PROBE_INTERVAL):
@@ -164,13 +168,13 @@ class PostgreSQLStore(Store):
             else:
                 raise ConnectionError("the listening connection was closed")
 
-    async def _listen_psycopg(self, driver: Any, ring: Callable[[], None]) -> None:
+    async def _listen_psycopg(self, driver: Any, hear: Callable[[int | None], None]) -> None:
         async with self._translated():
             await driver.execute(f"LISTEN {self.channel}")
-        ring()
+        hear(None)
         while True:
-            async for _ in driver.notifies(timeout=PROBE_INTERVAL):
-                ring()
+            async for notice in driver.notifies(timeout=PROBE_INTERVAL):
+                hear(int(notice.payload))
             async with self._translated():
                 await driver.execute("SELECT 1")
 
@@ -230,7 +234,7 @@ class FastStatements:
         target = ["seq", *EVENT_FIELDS, "created_at", "expires_at"]
         now = select(now_micros()).scalar_subquery()  # once per statement, not once per row
         base = bindparam("base", type_=BigInteger)
-        notified = null() if channel is None else func.pg_notify(channel, "")
+        notified = null() if channel is None else func.pg_notify(channel, cast(head.c.last_seq, Text))
 
         rows = _rows()
         added = (
@@ -255,7 +259,7 @@ class FastStatements:
             update(head)
             .where(head.c.id == 1, ~select(outbox.c.id).exists())
             .values(last_seq=head.c.last_seq + count)
-            .returning(head.c.last_seq, notified)
+            .returning(head.c.last_seq, now_micros().label("now"), notified)
             .cte("moved_head")
         )
         rows = _rows()
@@ -266,14 +270,15 @@ class FastStatements:
                 select(
                     moved_head.c.last_seq - count + rows.c.place,
                     *(rows.c[name] for name in EVENT_FIELDS),
-                    now,
-                    now + rows.c.ttl,
+                    moved_head.c.now,
+                    moved_head.c.now + rows.c.ttl,
                 ).select_from(moved_head.join(rows, true())),
             )
             .cte("added")
         )
-        self.append_alone = select(moved_head.c.last_seq).add_cte(added)
-        """Parameters: an array per field, count. Returns the new last seq, or no row if the outbox is not empty."""
+        self.append_alone = select(moved_head.c.last_seq, moved_head.c.now).add_cte(added)
+        """Parameters: an array per field, count. Returns the new last seq and the time; no row if the outbox is not
+        empty."""
 
         oldest = select(outbox.c.id).order_by(outbox.c.id).limit(bindparam("limit", type_=Integer)).cte("oldest")
         moved = (

@@ -57,7 +57,7 @@ class SQLiteStore(Store):
         async with self._write_turn, self._writing.connect() as connection:
             yield connection
 
-    async def _append_alone(self, drafts: Sequence[Draft]) -> int | None:
+    async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         """One call in the appender's thread."""
         async with self._translated(), self._write_turn:
             return await self._appender.append(drafts)
@@ -119,8 +119,8 @@ class Appender:
         """Connect, if it works at once. A database in memory lives as long as this connection."""
         await self._in_thread(self._try_to_connect)
 
-    async def append(self, drafts: Sequence[Draft]) -> int | None:
-        """Append and commit; return the new last seq, or None if nothing was stored."""
+    async def append(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
+        """Append and commit; return the new last seq and the time, or None if nothing was stored."""
         return await self._in_thread(self._run, drafts)
 
     def close(self) -> None:
@@ -135,12 +135,12 @@ class Appender:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventbus-appender")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    def _run(self, drafts: Sequence[Draft]) -> int | None:
+    def _run(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         try:
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                last_seq = self._write(connection, drafts)
+                appended = self._write(connection, drafts)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -148,11 +148,11 @@ class Appender:
                 raise
         except sqlite3.Error:
             return None
-        if last_seq is not None:
-            self._writers.wrote(last_seq)
-        return last_seq
+        if appended is not None:
+            self._writers.wrote(appended[0])
+        return appended
 
-    def _write(self, connection: sqlite3.Connection, drafts: Sequence[Draft]) -> int | None:
+    def _write(self, connection: sqlite3.Connection, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         last_seq, oldest, now = connection.execute(self._look, (1,)).fetchone()
         self._writers.found(last_seq)
         if oldest is not None:
@@ -166,7 +166,7 @@ class Appender:
         )
         last_seq += len(drafts)
         connection.execute(self._move_head, (last_seq, 1))
-        return int(last_seq)
+        return last_seq, now
 
     def _try_to_connect(self) -> None:
         if self._connection is None:

@@ -28,7 +28,7 @@ def commits() -> list[int]:
 
 @pytest.fixture
 def publisher(store: Store, commits: list[int]) -> Publisher:
-    publisher = Publisher(store, commits.append)
+    publisher = Publisher(store, lambda appended: commits.append(appended.last_seq))
     publisher.open()
     return publisher
 
@@ -52,7 +52,7 @@ def refused() -> Draft:
 
 async def test_before_it_is_open_nothing_is_taken(store: Store) -> None:
     with pytest.raises(NotRunning, match="async with eventbus"):
-        Publisher(store, lambda seq: None).submit(drafts(1))
+        Publisher(store, lambda appended: None).submit(drafts(1))
 
 
 async def test_a_receipt_comes_with_the_commit(store: Store, publisher: Publisher) -> None:
@@ -138,7 +138,7 @@ async def test_a_list_with_an_event_that_is_refused_fails_as_a_whole(store: Stor
 async def test_while_the_database_is_away_every_caller_hears_it_and_may_try_again(tmp_path: Path) -> None:
     store = open_store(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db", busy_timeout=0.01))
     await store.start()
-    publisher = Publisher(store, lambda seq: None)
+    publisher = Publisher(store, lambda appended: None)
     publisher.open()
     other = sqlite3.connect(tmp_path / "bus.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -229,7 +229,7 @@ async def test_concurrent_publishes_share_commits_on_every_database(
 ) -> None:
     bus = await open_bus()  # type: ignore[misc]
     commits: list[int] = []
-    publisher = Publisher(bus.node.store, commits.append)
+    publisher = Publisher(bus.node.store, lambda appended: commits.append(appended.last_seq))
     publisher.open()
     async with running(publisher):
         answers = await asyncio.gather(*(publisher.submit([draft()]) for _ in range(500)))

@@ -73,7 +73,7 @@ async def test_after_the_server_ended_every_session_appending_goes_on_by_itself(
     await asyncio.gather(*(store.read(0, 1) for _ in range(4)))  # several connections wait in the pool
     for number in range(3):
         assert end_sessions(store.settings.database_url) > 0
-        receipts, _ = await store.append([draft()])
+        receipts, *_ = await store.append([draft()])
         assert receipts[0].seq == number + 1
 
 
@@ -131,7 +131,7 @@ async def test_an_append_that_waits_too_long_for_the_head_is_given_up(open_anoth
         with pytest.raises(StoreUnavailable):
             await store.append([draft(payload="given up")])
         assert (await store.head()).last_seq == 0  # reading does not wait
-    receipts, _ = await store.append([draft(payload="stored")])
+    receipts, *_ = await store.append([draft(payload="stored")])
     assert [message.payload for message in (await store.read(0, 10)).messages] == ["stored"]
     assert receipts[0].seq == 1
 
@@ -146,7 +146,7 @@ async def test_what_is_cancelled_leaves_no_lock_no_event_and_no_connection_behin
                 await task
     await eventually(lambda: in_use(store.engine) == 0)
     async with asyncio.timeout(5):
-        receipts, last_seq = await store.append([draft(payload="next")])
+        receipts, last_seq, *_ = await store.append([draft(payload="next")])
     assert [message.payload for message in (await store.read(0, 10)).messages][-1:] == ["next"]
     assert receipts[0].seq == last_seq
 

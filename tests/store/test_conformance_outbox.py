@@ -171,7 +171,7 @@ async def test_a_committed_event_comes_before_one_that_is_appended_after_the_com
     store: Store, users: AsyncEngine, outbox: Outbox
 ) -> None:
     await commit(users, outbox, draft(payload="first"))
-    receipts, last_seq = await store.append([draft(payload="second"), draft(payload="third")])
+    receipts, last_seq, *_ = await store.append([draft(payload="second"), draft(payload="third")])
     assert await payloads(store) == ["first", "second", "third"]
     assert [receipt.seq for receipt in receipts] == [2, 3]
     assert last_seq == 3
@@ -193,7 +193,7 @@ async def test_an_append_comes_after_an_outbox_of_many_batches(
 ) -> None:
     async with users.begin() as connection:
         await connection.execute(store.sql.add_to_outbox, [_row(event) for event in drafts(2_500)])
-    receipts, _ = await store.append([draft(payload="last")])
+    receipts, *_ = await store.append([draft(payload="last")])
     assert receipts[0].seq == 2_501
     assert await payloads(store) == [*range(1, 2_501), "last"]
 
@@ -233,7 +233,7 @@ async def test_a_message_id_in_the_outbox_wins_over_one_appended_later(
 ) -> None:
     event = draft(payload="outbox")
     await commit(users, outbox, event)
-    receipts, last_seq = await store.append(
+    receipts, last_seq, *_ = await store.append(
         [draft(payload="append", message_id=event.message_id), draft(payload="new")]
     )
     assert [(receipt.seq, receipt.duplicate) for receipt in receipts] == [(1, True), (2, False)]

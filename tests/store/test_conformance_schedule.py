@@ -41,7 +41,7 @@ async def let_in(store: Store, count: int) -> None:
 
 async def test_an_event_with_a_delay_has_no_seq_yet_and_is_not_in_the_log(store: Store) -> None:
     event = draft(delay=3_600)
-    assert await store.append([event]) == ([Receipt(event.message_id, None)], 0)
+    assert (await store.append([event]))[:2] == ([Receipt(event.message_id, None)], 0)
     assert await store.promote() == 0
     assert await payloads(store) == []
     assert await waiting(store) == 1
@@ -85,7 +85,7 @@ async def test_due_events_enter_in_the_order_of_their_times(store: Store) -> Non
 
 async def test_one_append_may_hold_both_kinds(store: Store) -> None:
     late, one, two = draft(delay=3_600), draft(payload=1), draft(payload=2)
-    assert await store.append([one, late, two]) == (
+    assert (await store.append([one, late, two]))[:2] == (
         [Receipt(one.message_id, 1), Receipt(late.message_id, None), Receipt(two.message_id, 2)],
         2,
     )
