@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from eventbus_fastapi.errors import InvalidInput, quote
 from eventbus_fastapi.events import Draft
@@ -35,73 +35,55 @@ class Outbox:
         self._watched: WeakKeyDictionary[Session | Connection, bool] = WeakKeyDictionary()
 
     async def add(self, transaction: AsyncTransaction, draft: Draft) -> None:
-        """Insert the event through an async session or connection."""
+        """Insert the event through an async session or connection: `add_sync` on the sync one inside it."""
         if isinstance(transaction, async_scoped_session):
             transaction = transaction()
-        if isinstance(transaction, AsyncSession):
-            self._watch_session(transaction.sync_session)
-            connection = await transaction.connection()
-        elif isinstance(transaction, AsyncConnection):
-            self._watch_connection(_sync(transaction))
-            connection = transaction
-        else:
+        if not isinstance(transaction, AsyncSession | AsyncConnection):
             raise InvalidInput(
                 f"expected an AsyncSession or AsyncConnection, got {type(transaction).__name__}{_hint(transaction)}"
             )
-        try:
-            await connection.execute(*self._sql.insert_draft(draft))
-        except FAILURES as exc:
-            raise translate(exc) from exc
+        if isinstance(transaction, AsyncConnection) and transaction.sync_connection is None:
+            raise InvalidInput(
+                "the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'"
+            )
+        await transaction.run_sync(self.add_sync, draft)
 
     def add_sync(self, transaction: SyncTransaction, draft: Draft) -> None:
         """Insert the event through a sync session or connection."""
         if isinstance(transaction, scoped_session):
             transaction = transaction()
-        if isinstance(transaction, Session):
-            self._watch_session(transaction)
-            connection = transaction.connection()
-        elif isinstance(transaction, Connection):
-            self._watch_connection(transaction)
-            connection = transaction
-        else:
+        if not isinstance(transaction, Session | Connection):
             raise InvalidInput(
                 f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}"
             )
         try:
+            connection = transaction.connection() if isinstance(transaction, Session) else transaction
             connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
             raise translate(exc) from exc
+        self._watch(transaction)
 
-    def _watch_session(self, session: Session) -> None:
-        """Ring when the session's outermost transaction ends. Listeners stay for the session's life: removing one while
-        it runs is not allowed, and a session that published once is likely to publish again.
+    def _watch(self, transaction: Session | Connection) -> None:
+        """Ring when the caller's transaction ends.
+
+        Listeners stay for the life of the session or connection: removing one while it runs is not allowed, and who
+        published once is likely to publish again.
         """
-        if session in self._watched:
+        if transaction in self._watched:
             return
-        self._watched[session] = True
+        self._watched[transaction] = True
+        if isinstance(transaction, Session):
+            event.listen(transaction, "after_transaction_end", self._session_ended)
+        else:
+            # SQLAlchemy tells this just before the COMMIT is sent; the sequencer looks again soon after.
+            event.listen(transaction, "commit", self._connection_commits)
 
-        def ended(_: Session, transaction: Any) -> None:
-            if transaction.parent is None:
-                self._ring()
+    def _session_ended(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:  # not a SAVEPOINT
+            self._ring()
 
-        event.listen(session, "after_transaction_end", ended)
-
-    def _watch_connection(self, connection: Connection) -> None:
-        """Ring when the connection commits. SQLAlchemy tells this just before the COMMIT is sent, so the sequencer
-        looks again soon after (see `Sequencer.expect`).
-        """
-        if connection in self._watched:
-            return
-        self._watched[connection] = True
-        event.listen(connection, "commit", lambda _: self._ring())
-
-
-def _sync(connection: AsyncConnection) -> Connection:
-    if connection.sync_connection is None:
-        raise InvalidInput(
-            "the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'"
-        )
-    return connection.sync_connection
+    def _connection_commits(self, connection: Connection) -> None:
+        self._ring()
 
 
 def _hint(transaction: object) -> str:
