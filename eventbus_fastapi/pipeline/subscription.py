@@ -192,6 +192,7 @@ class Subscription:
     def _overflow(self, channel: Channel) -> None:
         match self._policy.overflow:
             case "disconnect":
+                self._give_back()
                 self._end(
                     SlowConsumer(
                         f"the subscription fell more than {self._policy.buffer:,} events behind; "
@@ -207,20 +208,34 @@ class Subscription:
 
     def _drop_oldest(self, channel: Channel) -> None:
         """Go on with the newest batches that fit the buffer, and tell what was left out."""
+        lost_to = channel.covered_from if self._next < channel.first else 0
         number = max(self._next, channel.first)
         while number + 1 < channel.end and channel.events - channel.before(number) > self._policy.buffer:
+            lost_to = max(lost_to, channel.batches[number - channel.first].last_seq)
             number += 1
-        lost_to = channel.covered_from
-        if number < channel.end:
-            lost_to = max(lost_to, channel.batches[number - channel.first].messages[0].seq - 1)
         self._next, self._taken = number, channel.before(number)
         if lost_to > self.position:
-            first_lost = self.position + 1
-            if self._items and isinstance(last := self._items[-1], Gap) and last.reason == "overflow":
-                first_lost = last.first_seq  # nobody took the last gap yet: this one goes on where it ends
-                self._items.pop()
-            self._items.append(Gap(first_lost, lost_to, "overflow"))
+            self._add_gap(Gap(self.position + 1, lost_to, "overflow"))
             self.position = lost_to
+
+    def _add_gap(self, gap: Gap) -> None:
+        """Add a gap, as one with the gap right before it: a reader that stalls must not gather them."""
+        last = self._items[-1] if self._items else None
+        if isinstance(last, Gap) and (last.last_seq + 1, last.reason) == (gap.first_seq, gap.reason):
+            gap = Gap(last.first_seq, gap.last_seq, gap.reason)
+            self._items.pop()
+        self._items.append(gap)
+
+    def _give_back(self) -> None:
+        """Count what was collected and never handed out as not looked at."""
+        for item in self._items:
+            if isinstance(item, Batch) and item.last_seq > 0:
+                self.position = item.messages[0].seq - 1
+                break
+            if isinstance(item, Gap):
+                self.position = item.first_seq - 1
+                break
+        self._items.clear()
 
     # --- live ---
 
@@ -326,6 +341,7 @@ class Subscription:
         if self._closed is not None:
             return
         self._closed = reason
+        self._give_back()
         self.leave()
         if self._on_end is not None:
             self._on_end(self)
