@@ -87,10 +87,12 @@ class Subscription:
         self._channel: Channel | None = None
         self._next = 0  # number of the next batch of the channel
         self._taken = 0  # events of the channel before that batch
+        self._joined_at = 0  # number of the first batch that came after it joined
         self._wake = asyncio.Event()
         self._closed: SubscriptionClosed | None = None
         self._matches: dict[str, bool] = {}
         self._ready: deque[Message] = deque()
+        self._join()  # at once where it can: events that are not stored reach only who is live
 
     # --- batches ---
 
@@ -242,15 +244,18 @@ class Subscription:
     def _collect(self, channel: Channel) -> None:
         """Take the next batches of the channel, without what history has shown already."""
         for batch in channel.since(self._next, TAKE_BATCHES):
+            was_live = self._next >= self._joined_at
             self._next += 1
             self._taken = batch.before + len(batch.messages)
-            fresh = self._unseen(batch)
+            fresh = self._unseen(batch, was_live)
             if fresh is not None:
                 self._items.append(fresh)
                 self.position = max(self.position, fresh.last_seq)
 
-    def _unseen(self, batch: Batch) -> Batch | None:
-        if batch.messages[0].seq > self.position or batch.last_seq == 0:
+    def _unseen(self, batch: Batch, was_live: bool) -> Batch | None:
+        if batch.last_seq == 0:  # not stored: for those who were there
+            return batch if was_live else None
+        if batch.messages[0].seq > self.position:
             return batch
         unseen = [message for message in batch.messages if message.seq > self.position]
         return Batch(unseen) if unseen else None
@@ -324,6 +329,7 @@ class Subscription:
         self._channel = channel
         self._next = channel.find(self.position)
         self._taken = channel.before(self._next)
+        self._joined_at = channel.end
         self._items.append(CaughtUp(self.position))
         return True
 
