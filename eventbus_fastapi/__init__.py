@@ -19,18 +19,36 @@ resumes after n sees every later match once, in order, or is told what is gone.
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.client import ClientConfig, EventBusClient
-from eventbus_fastapi.errors import EventBusError
+from eventbus_fastapi.errors import (
+    ConnectionLost,
+    EventBusError,
+    InvalidInput,
+    InvalidPayload,
+    LogGap,
+    NotFound,
+    SlowConsumer,
+    StoreUnavailable,
+)
 from eventbus_fastapi.events import Draft, Event, Message, Receipt
+from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 
 __all__ = [
     "ClientConfig",
+    "ConnectionLost",
     "Draft",
     "Event",
     "EventBus",
     "EventBusClient",
     "EventBusError",
+    "InvalidInput",
+    "InvalidPayload",
+    "LogGap",
     "Message",
+    "NotFound",
     "Receipt",
     "Settings",
+    "SlowConsumer",
+    "StoreUnavailable",
+    "Subscription",
 ]

@@ -23,7 +23,14 @@ from eventbus_fastapi.pipeline.node import Node, Start
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.server.router import build_router
 from eventbus_fastapi.settings import Overflow, Settings
-from eventbus_fastapi.store import AsyncTransaction, Head, Outbox, StoredEvent, SyncTransaction
+from eventbus_fastapi.store import (
+    AsyncTransaction,
+    Head,
+    Outbox,
+    StoredEvent,
+    SyncTransaction,
+    create_session_engine,
+)
 
 
 class Options(TypedDict, total=False):
@@ -82,6 +89,9 @@ class EventBus:
             settings = settings.replace(**overrides)
         self.settings = settings
         self.node = Node(settings, engine)
+        # Of a SQLite engine the bus takes the URL only; see `open_store`.
+        self._session_engine = None if engine is None or engine.dialect.name == "sqlite" else engine
+        self._owns_session_engine = self._session_engine is None
         self._outbox = Outbox(self.node.store.sql, self._expect_commit)
 
     def _expect_commit(self) -> None:
@@ -89,8 +99,15 @@ class EventBus:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine of the bus, prepared for its database; sessions of yours may use it."""
-        return self.node.store.engine
+        """An engine on the bus's database for sessions of yours: the one you gave, or one with a pool of its own.
+
+        On SQLite its connections wait for the write lock, are durable as the bus's, and begin transactions with the
+        lock, so that they may read first and write later. Sessions that only read leave the lock to others with
+        `engine.execution_options(eventbus_begin="DEFERRED")`.
+        """
+        if self._session_engine is None:
+            self._session_engine = create_session_engine(self.node.store.engine.url, self.settings)
+        return self._session_engine
 
     # --- life ---
 
@@ -106,6 +123,8 @@ class EventBus:
     async def stop(self) -> None:
         """Store what was taken, end subscriptions, disconnect. Stopping twice is once."""
         await self.node.stop()
+        if self._owns_session_engine and self._session_engine is not None:
+            await self._session_engine.dispose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -238,7 +257,7 @@ class EventBus:
 
         Args:
             patterns: patterns, or `Event` classes for their topics.
-            after: read the events after this seq. Takes precedence over `start`.
+            after: read the events after this seq. Not together with `start`.
             start: `now`, `earliest`, a seq (as `after`) or an aware datetime.
             include_processed: also replay events that were acknowledged.
             overflow, buffer: what happens to a reader that falls behind; default to the settings.
@@ -248,6 +267,8 @@ class EventBus:
             InvalidPattern, InvalidEvent: a pattern or start cannot be used.
             NotRunning, StoreUnavailable: the bus is not started, or the database cannot be reached.
         """
+        if after is not None and start != "now":
+            raise InvalidEvent(f"give after or start, not both: got after={after} and start={quote(start)}")
         return Subscribing(
             lambda: self.node.subscribe(
                 [pattern if isinstance(pattern, str) else pattern.__topic__ for pattern in patterns],

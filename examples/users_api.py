@@ -49,7 +49,6 @@ class UserCreated(Event, topic="user.created"):
 
 
 eventbus = EventBus()  # settings come from the environment: EVENTBUS_DATABASE_URL, EVENTBUS_PORT, …
-# Where a transaction reads before it writes, SQLite wants to know at its beginning: see docs/delivery.md.
 new_session = async_sessionmaker(eventbus.engine)
 
 

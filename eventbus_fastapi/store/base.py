@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 DRAIN_LIMIT = 1_000
 """Outbox rows that move to the log in one transaction."""
+LARGEST_SEQ = 2**63 - 1
+"""No log will reach it; beyond it, drivers refuse a seq as no number of the database."""
 IN_LIMIT = 500
 """Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
 
@@ -247,7 +249,7 @@ class Store(Database):
     async def read(self, after: int, limit: int) -> Scan:
         """Return up to `limit` events with seq > `after` in order, without those that have expired."""
         async with self._translated():
-            rows = await self._read_rows(after, limit)
+            rows = await self._read_rows(min(after, LARGEST_SEQ), limit)
         if not rows:
             return Scan([], after, is_last=True, first=None)
         messages = [Message(*row) for row in rows]
@@ -267,6 +269,8 @@ class Store(Database):
         Raises:
             NotFound: there is none at this seq, or it has expired.
         """
+        if not 0 < seq <= LARGEST_SEQ:
+            raise NotFound(f"no event at seq {seq}")
         async with self._translated(), self._reading.connect() as connection:
             row = (await connection.execute(self.sql.read_one, {"seq": seq})).first()
         if row is None or (row.expires_at is not None and row.expires_at <= await self.now()):
@@ -301,7 +305,7 @@ class Store(Database):
 
     async def acknowledge(self, acks: Collection[Ack]) -> list[EventBusError | None]:
         """Mark events processed in one commit; return per ack None or the reason why it was refused."""
-        seqs = sorted({ack.seq for ack in acks})
+        seqs = sorted({ack.seq for ack in acks if 0 < ack.seq <= LARGEST_SEQ})
 
         async def work(connection: AsyncConnection) -> list[EventBusError | None]:
             found: dict[int, AnyRow] = {}

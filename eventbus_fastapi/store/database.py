@@ -65,10 +65,12 @@ class Database:
             StoreError: it refused the work.
         """
         delays = FullJitter(base=0.01, cap=0.5)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self.settings.statement_timeout  # of all attempts together
         for attempt in range(ATTEMPTS):
             try:
                 async with (
-                    asyncio.timeout(self.settings.statement_timeout),
+                    asyncio.timeout_at(deadline),
                     self._writer() as connection,
                     connection.begin(),
                 ):
@@ -81,7 +83,7 @@ class Database:
                     raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
             except FAILURES as exc:
                 may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
-                if not may_pass or attempt == ATTEMPTS - 1:
+                if not may_pass or attempt == ATTEMPTS - 1 or clock() > deadline:
                     raise translate(exc) from exc
                 logger.info("ran a transaction again after: %s", first_line(exc))
             await asyncio.sleep(delays.delay(attempt))

@@ -63,6 +63,21 @@ def create_engine(settings: Settings) -> AsyncEngine:
         raise SettingsError(f"the driver {exc.name} of the database URL is not installed{remedy}") from exc
 
 
+def create_session_engine(url: URL, settings: Settings) -> AsyncEngine:
+    """Make an engine for the sessions of an app on the bus's database.
+
+    Its pool is its own, so that neither side waits for the other's connections.
+
+    On SQLite its transactions begin with the write lock. One that reads first and writes later would fail at once, with
+    "database is locked", whenever somebody has written in between; with the lock it waits its turn.
+    """
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url)
+    engine = create_async_engine(url, connect_args={"timeout": settings.busy_timeout})
+    prepare_sqlite(engine, settings)
+    return engine.execution_options(**{BEGIN: "IMMEDIATE"})
+
+
 def is_memory(url: URL) -> bool:
     """True if the URL means a database that lives in this process alone."""
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.base import Store
 from eventbus_fastapi.store.engines import BEGIN, WAL_RESET_FIX, pragmas, sqlite_has_wal_reset_bug
+from eventbus_fastapi.store.failures import BUSY
 from eventbus_fastapi.store.statements import Statements
 
 T = TypeVar("T")
@@ -146,6 +148,12 @@ class Appender:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+        except sqlite3.OperationalError as exc:
+            if (exc.sqlite_errorcode or 0) & 0xFF == BUSY:
+                raise StoreUnavailable(
+                    f"another writer held SQLite's lock for {self._settings.busy_timeout:g} s: the database is locked"
+                ) from exc
+            return None
         except sqlite3.Error:
             return None
         if appended is not None:
