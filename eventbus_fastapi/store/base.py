@@ -324,43 +324,41 @@ class Store(Database):
     # --- retention ---
 
     async def remove_expired(self, limit: int = 1_000) -> int:
-        """Remove up to `limit` events whose TTL is over; return how many."""
-
-        async def work(connection: AsyncConnection) -> int:
+        """Remove up to `limit` events whose TTL is over; return how many. While there are none, nothing is locked."""
+        async with self._translated(), self._reading.connect() as connection:
             seqs = list((await connection.execute(self.sql.expired, {"limit": limit})).scalars())
-            await self._remove(connection, seqs)
-            return len(seqs)
-
-        return await self.transact(work)
+        return await self._remove(seqs)
 
     async def trim(self, *, before: int | None, keep: int | None, limit: int = 1_000) -> int:
-        """Remove up to `limit` of the oldest events; return how many.
+        """Remove up to `limit` of the oldest events; return how many. While there are none, nothing is locked.
 
         `before`: those that entered the log before this time (unix microseconds). `keep`: those beyond the newest
         `keep`. The head's `first_seq` moves in the same commit, so a reader that asks for what is gone can be told.
         """
-
-        async def work(connection: AsyncConnection) -> int:
-            last_seq, _, _ = (await connection.execute(self.sql.read_head)).one()
+        head = await self.head()
+        async with self._translated(), self._reading.connect() as connection:
             rows = (await connection.execute(self.sql.oldest_of_log, {"limit": limit})).all()
-            floor = 0 if keep is None else last_seq - keep
-            seqs: list[int] = []
-            for seq, created_at in rows:
-                if seq > floor and (before is None or created_at >= before):
-                    break
-                seqs.append(seq)
-            if seqs:
-                await self._remove(connection, seqs)
-                # Last, so that the head's lock is held for no longer than the commit.
+        floor = 0 if keep is None else head.last_seq - keep
+        seqs: list[int] = []
+        for seq, created_at in rows:
+            if seq > floor and (before is None or created_at >= before):
+                break
+            seqs.append(seq)
+        return await self._remove(seqs, is_oldest=True)
+
+    async def _remove(self, seqs: list[int], *, is_oldest: bool = False) -> int:
+        if not seqs:
+            return 0
+
+        async def work(connection: AsyncConnection) -> None:
+            for chunk in _chunks(seqs):
+                await connection.execute(self.sql.remove_from_log, {"seqs": chunk})
+                await connection.execute(self.sql.remove_from_processed, {"seqs": chunk})
+            if is_oldest:  # last, so that the head's lock is held for no longer than the commit
                 await connection.execute(self.sql.raise_floor, {"floor": seqs[-1] + 1})
-            return len(seqs)
 
-        return await self.transact(work)
-
-    async def _remove(self, connection: AsyncConnection, seqs: list[int]) -> None:
-        for chunk in _chunks(seqs):
-            await connection.execute(self.sql.remove_from_log, {"seqs": chunk})
-            await connection.execute(self.sql.remove_from_processed, {"seqs": chunk})
+        await self.transact(work)
+        return len(seqs)
 
     # --- the steps of an append; the head is locked ---
 
