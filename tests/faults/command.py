@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -33,10 +34,16 @@ def run(
     parser.add_argument("--database", choices=kinds, action="append", help="one of them; may be given again")
     add_options(parser)
     options = parser.parse_args()
-    logging.getLogger("eventbus_fastapi").setLevel(logging.ERROR)  # a lost connection is what a case is about
+    be_quiet()
     for kind in options.database or kinds:
         with tempfile.TemporaryDirectory(prefix="bus-fault-") as directory:
             _run_on(kind, case, options, Path(directory))
+
+
+def be_quiet() -> None:
+    """Log errors only, and end like any other error when told to: what was started ends as well."""
+    logging.getLogger("eventbus_fastapi").setLevel(logging.ERROR)  # a lost connection is what a case is about
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _run_on(kind: str, case: Case, options: argparse.Namespace, directory: Path) -> None:

@@ -122,7 +122,7 @@ async def run(
     _check_log(log, things, publishers)
     for reader in readers:
         seen = [(event.seq, event.message_id) for event in reader.seen]
-        assert seen == log, f"{reader.name}: {_difference(seen, log)}"
+        assert seen == log, f"{reader.name}: {difference(seen, log)}"
         assert not reader.gaps, f"{reader.name} was told of gaps: {reader.gaps}"
     return {
         "transactions": writers * count,
@@ -184,7 +184,8 @@ def _check_log(log: Sequence[tuple[int, str]], things: set[str], publishers: Pub
     assert len(others) <= 1 + publishers.unanswered, f"{len(others)} events were never committed"
 
 
-def _difference(seen: Sequence[tuple[int, str]], log: Sequence[tuple[int, str]]) -> str:
+def difference(seen: Sequence[tuple[int, str]], log: Sequence[tuple[int, str]]) -> str:
+    """Say where what a reader saw differs from the log."""
     place = next((place for place, pair in enumerate(zip(seen, log, strict=False)) if pair[0] != pair[1]), None)
     if place is None:
         return f"saw {len(seen)} of {len(log)} events"

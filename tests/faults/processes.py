@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 import psutil
@@ -30,6 +31,8 @@ from tests.waiting import eventually
 PORTS = range(20_000, 32_000)
 """Below those that systems give to outgoing connections: nobody takes a node's port while it restarts."""
 START_TIMEOUT = 30.0
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
 STOP_TIMEOUT = 20.0
 
 
@@ -40,7 +43,13 @@ class Process:
         self.output = output
         with output.open("ab") as file:
             self._popen = subprocess.Popen(
-                command, stdout=file, stderr=file, env=dict(environment), cwd=directory, start_new_session=True
+                command,
+                stdout=file,
+                stderr=file,
+                env=dict(environment),
+                cwd=directory,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
             )
 
     @property
@@ -87,14 +96,26 @@ class Process:
 
 
 class Node:
-    """A standalone bus on a port of its own, which it keeps over restarts."""
+    """A standalone bus on a port of its own, which it keeps over restarts.
 
-    def __init__(self, processes: Processes, name: str, workers: int, settings: Mapping[str, Any]) -> None:
+    It is `uvicorn eventbus_fastapi.app:app`, or `eventbus serve`, whose log says more.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        name: str,
+        *,
+        by: Literal["uvicorn", "serve"],
+        workers: int,
+        settings: dict[str, Any],
+    ) -> None:
         self._processes = processes
         self._name = name
+        self._by = by
         self._workers = workers
         self._settings = settings
-        self.port = _free_port()
+        self.port = free_port()
         self.process: Process
 
     @property
@@ -107,8 +128,12 @@ class Node:
 
     async def start(self, *, is_ready: bool = True) -> None:
         """Start it and wait until it is ready; `is_ready=False`: until it answers at all."""
-        command = ["-m", "uvicorn", "eventbus_fastapi.app:app", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--no-access-log", "--timeout-graceful-shutdown", "5", "--workers", str(self._workers)]
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", str(self._workers)]
+        if self._by == "uvicorn":
+            command = ["-m", "uvicorn", "eventbus_fastapi.app:app", "--timeout-graceful-shutdown", "5"]
+            command += ["--no-access-log", *where]
+        else:
+            command = ["-m", "eventbus_fastapi.cli", "serve", *where]
         self.process = self._processes.python(self._name, command, **self._settings)
         async with httpx.AsyncClient(base_url=self.http, trust_env=False) as client:
             path = "/readyz" if is_ready else "/healthz"
@@ -171,9 +196,17 @@ class Processes:
         self._outputs[output] = None
         return process
 
-    async def node(self, database_url: str, *, name: str = "node", workers: int = 1, **settings: Any) -> Node:
+    async def node(
+        self,
+        database_url: str,
+        *,
+        name: str = "node",
+        by: Literal["uvicorn", "serve"] = "uvicorn",
+        workers: int = 1,
+        **settings: Any,
+    ) -> Node:
         """Start a node, and wait until it is ready."""
-        node = Node(self, name, workers, {"database_url": database_url, **settings})
+        node = Node(self, name, by=by, workers=workers, settings={"database_url": database_url, **settings})
         await node.start()
         return node
 
@@ -203,7 +236,14 @@ async def gather(*work: Any, timeout: float) -> list[Any]:
         return list(await asyncio.gather(*work))
 
 
-def _free_port() -> int:
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is gone, however that ended. Linux only."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, and that nothing else is likely to take."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe:
