@@ -29,6 +29,7 @@ from eventbus_fastapi.store import (
     Outbox,
     StoredEvent,
     SyncTransaction,
+    close_engine,
     create_session_engine,
 )
 
@@ -124,7 +125,7 @@ class EventBus:
         """Store what was taken, end subscriptions, disconnect. Stopping twice is once."""
         await self.node.stop()
         if self._owns_session_engine and self._session_engine is not None:
-            await self._session_engine.dispose()
+            await close_engine(self._session_engine)
 
     async def __aenter__(self) -> Self:
         await self.start()

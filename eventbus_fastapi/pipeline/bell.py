@@ -9,6 +9,8 @@ class Bell:
     """Rung any number of times before the wait, it wakes once."""
 
     def __init__(self) -> None:
+        self.is_closed = False
+        """True after `close`: whoever waits for this bell has nothing more to do."""
         self._event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -19,6 +21,11 @@ class Bell:
             self._event.set()
         elif not loop.is_closed():
             loop.call_soon_threadsafe(self._event.set)
+
+    def close(self) -> None:
+        """Ring for the last time."""
+        self.is_closed = True
+        self.ring()
 
     async def wait(self, timeout: float | None) -> bool:
         """Wait for the bell, `timeout` seconds at most (None: for ever); return whether it rang.

@@ -63,7 +63,7 @@ class Node:
     def __init__(self, settings: Settings, engine: AsyncEngine | None = None) -> None:
         self.settings = settings
         self.store = open_store(settings, engine)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running: dict[service.Stage, asyncio.Task[None]] = {}
         self._is_running = False
         self._build()
 
@@ -109,7 +109,7 @@ class Node:
         ]
         if self.store.has_listener:
             stages.append(self.notifier)
-        self._tasks = [service.start(stage) for stage in stages]
+        self._running = {stage: service.start(stage) for stage in stages}
         self.publisher.open()
         self._is_running = True
         logger.info("started on %s", self.store.engine.dialect.name)
@@ -122,10 +122,10 @@ class Node:
         await self.publisher.close(STOP_GRACE)
         for subscription in tuple(self._subscriptions):
             subscription.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        if self.notifier in self._running:
+            self._running[self.notifier].cancel()  # its work is to wait
+        await service.end(self._running)
+        self._running = {}
         self.acknowledger.fail_waiting(NotRunning("the bus stopped before the ack was stored"))
         await self.store.stop()
         logger.info("stopped")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from eventbus_fastapi.backoff import FullJitter
@@ -16,6 +17,9 @@ from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.pipeline.bell import Bell
 
 logger = logging.getLogger(__name__)
+
+END_GRACE = 2.0
+"""Seconds that a stage may take to finish what it is doing when it is to end."""
 
 
 class Stage(Protocol):
@@ -29,10 +33,10 @@ class Stage(Protocol):
 
 
 async def run(stage: Stage) -> None:
-    """Run a stage until it is cancelled."""
+    """Run a stage until its bell is closed, or it is cancelled."""
     pauses = FullJitter(base=0.05, cap=1.0)
     failures = 0
-    while True:
+    while not stage.bell.is_closed:
         try:
             delay = await stage.run_once()
         except StoreUnavailable as exc:
@@ -69,3 +73,16 @@ def start(stage: Stage) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(
         run(stage), name=f"eventbus-{stage.name}", context=contextvars.Context()
     )
+
+
+async def end(running: Mapping[Stage, asyncio.Task[None]]) -> None:
+    """End stages after what they are doing now; cancel what takes too long.
+
+    A statement that is cancelled costs its connection, which the driver may not have closed yet when the pool ends.
+    """
+    for stage in running:
+        stage.bell.close()
+    await asyncio.wait(running.values(), timeout=END_GRACE)
+    for task in running.values():
+        task.cancel()
+    await asyncio.gather(*running.values(), return_exceptions=True)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import Ack, Appended, Head, Peek, Scan, Store, StoredEvent
-from eventbus_fastapi.store.engines import create_engine, create_session_engine, is_memory
+from eventbus_fastapi.store.engines import close_engine, create_engine, create_session_engine, is_memory
 from eventbus_fastapi.store.mysql import MySQLStore
 from eventbus_fastapi.store.outbox import AsyncTransaction, Outbox, SyncTransaction
 from eventbus_fastapi.store.postgresql import PostgreSQLStore
@@ -27,6 +27,7 @@ __all__ = [
     "Store",
     "StoredEvent",
     "SyncTransaction",
+    "close_engine",
     "create_engine",
     "create_session_engine",
     "open_store",

@@ -34,6 +34,7 @@ from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.database import AnyRow, Collision, Database
+from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Statements
 
@@ -150,12 +151,13 @@ class Store(Database):
         Raises:
             SchemaOutdated, StoreUnavailable: see `start`.
         """
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             await connection.run_sync(migrations.check, self.tables)
 
     async def stop(self) -> None:
+        """Disconnect, if the engine is our own."""
         if self._owns_engine:
-            await self.engine.dispose()
+            await close_engine(self.engine)
 
     # --- publishing ---
 
@@ -260,7 +262,7 @@ class Store(Database):
         return Scan(messages, scanned_to, is_last=len(rows) < limit, first=rows[0][0])
 
     async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
-        async with self._reading.connect() as connection:
+        async with self._reader() as connection:
             return (await connection.execute(self.sql.read_log, {"after": after, "limit": limit})).all()
 
     async def get(self, seq: int) -> StoredEvent:
@@ -271,7 +273,7 @@ class Store(Database):
         """
         if not 0 < seq <= LARGEST_SEQ:
             raise NotFound(f"no event at seq {seq}")
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             row = (await connection.execute(self.sql.read_one, {"seq": seq})).first()
         if row is None or (row.expires_at is not None and row.expires_at <= await self.now()):
             raise NotFound(f"no event at seq {seq}")
@@ -279,7 +281,7 @@ class Store(Database):
 
     async def processed(self, after: int, up_to: int) -> set[int]:
         """Return which seqs in (after, up_to] are processed."""
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             rows = await connection.execute(self.sql.processed_between, {"after": after, "up_to": up_to})
             return set(rows.scalars())
 
@@ -291,7 +293,7 @@ class Store(Database):
         """
         head = await self.head()
         low, high = head.first_seq, head.last_seq + 1
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             while low < high:
                 middle = (low + high) // 2
                 row = (await connection.execute(self.sql.first_from, {"seq": middle})).first()
@@ -325,7 +327,7 @@ class Store(Database):
 
     async def remove_expired(self, limit: int = 1_000) -> int:
         """Remove up to `limit` events whose TTL is over; return how many. While there are none, nothing is locked."""
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             seqs = list((await connection.execute(self.sql.expired, {"limit": limit})).scalars())
         return await self._remove(seqs)
 
@@ -336,7 +338,7 @@ class Store(Database):
         `keep`. The head's `first_seq` moves in the same commit, so a reader that asks for what is gone can be told.
         """
         head = await self.head()
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             rows = (await connection.execute(self.sql.oldest_of_log, {"limit": limit})).all()
         floor = 0 if keep is None else head.last_seq - keep
         seqs: list[int] = []

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import SchemaOutdated, StoreError
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.engines import MYSQL
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
 from eventbus_fastapi.store.statements import Query
 
@@ -47,6 +48,7 @@ class Database:
         self._owns_engine = owns_engine
         self._writing = engine
         self._reading = engine
+        self._ends_reads = owns_engine and engine.dialect.name in MYSQL
 
     async def transact(
         self,
@@ -99,8 +101,17 @@ class Database:
         async with self._writing.connect() as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def _reader(self) -> AsyncIterator[AsyncConnection]:
+        async with self._reading.connect() as connection:
+            try:
+                yield connection
+            finally:
+                if self._ends_reads:  # else the pool does it, or there was no transaction
+                    await connection.rollback()
+
     async def _read_row(self, statement: Query) -> AnyRow:
-        async with self._translated(), self._reading.connect() as connection:
+        async with self._translated(), self._reader() as connection:
             row = (await connection.execute(statement)).first()
         if row is None:
             raise SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")

@@ -6,6 +6,7 @@ engine made from a URL is the bus's own and is disposed with it.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,10 @@ BEGIN = "eventbus_begin"
 (a transaction that reads first and writes later may otherwise fail without waiting); "NONE" begins none: each
 statement stands alone. Default: DEFERRED."""
 
+MYSQL = ("mysql", "mariadb")
+CLOSE_TIMEOUT = 1.0
+"""Seconds to wait for a server to close a connection."""
+
 EXTRAS = {
     "asyncpg": "postgres",
     "asyncmy": "mysql",
@@ -40,12 +45,17 @@ def create_engine(settings: Settings) -> AsyncEngine:
         url = make_url(settings.database_url)
         if url.get_backend_name() == "sqlite":
             return _create_sqlite(url, settings)
+        options: dict[str, Any] = {}
+        if url.get_backend_name() in MYSQL:
+            # A round trip each, and SQLAlchemy waits for it whatever is cancelled: the store ends its transactions.
+            options["pool_reset_on_return"] = None
         return create_async_engine(
             url,
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=settings.statement_timeout,
             isolation_level="READ COMMITTED",
+            **options,
         )
     except (ArgumentError, ValueError):
         # Neither the URL nor what SQLAlchemy says of it is shown: a password may be in both.
@@ -61,6 +71,19 @@ def create_engine(settings: Settings) -> AsyncEngine:
         extra = EXTRAS.get(exc.name or "")
         remedy = f"; install eventbus-fastapi[{extra}]" if extra else ""
         raise SettingsError(f"the driver {exc.name} of the database URL is not installed{remedy}") from exc
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close an engine's connections, also those whose server does not answer any more."""
+    while True:
+        closing = asyncio.create_task(engine.dispose(), name="eventbus-close")
+        while not closing.done():
+            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+            # The driver drops the connection that it was closing, and may go on with the next as if nothing were.
+            closing.cancel()
+        if not closing.cancelled():
+            closing.result()
+            return
 
 
 def create_session_engine(url: URL, settings: Settings) -> AsyncEngine:

@@ -32,7 +32,7 @@ from sqlalchemy.schema import CreateSchema, DropTable
 
 from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, StoreUnavailable, quote
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.engines import BEGIN, create_engine
+from eventbus_fastapi.store.engines import BEGIN, MYSQL, create_engine
 from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.schema import Tables
 
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MYSQL = ("mysql", "mariadb")
 MYSQL_LOCK_TIMEOUT = 60
 """Seconds to wait on MySQL while another process migrates the same tables."""
 
