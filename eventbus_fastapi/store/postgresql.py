@@ -99,8 +99,12 @@ class PostgreSQLStore(Store):
     async def _lock_head(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One statement instead of two. An outbox row that was committed before this call is in its snapshot, and one
         that another node moved while we waited for the lock is skipped by the DELETE.
+
+        A node that freezes or loses its network now holds the lock, and the server may not notice for hours; so this
+        transaction ends when it has been idle for longer than a whole one may take.
         """
-        last_seq, oldest = (await connection.execute(self.sql.lock_head_and_look)).one()
+        idle = str(max(1, int(self.settings.statement_timeout * 1000)))
+        last_seq, oldest, _ = (await connection.execute(self._fast.lock_head_and_look, {"idle": idle})).one()
         return last_seq, oldest is not None
 
     async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
@@ -253,6 +257,17 @@ class FastStatements:
             .add_cte(added)
         )
         """Parameters: an array per field (`topic_list` …), base, last_seq."""
+
+        self.lock_head_and_look = (
+            select(
+                head.c.last_seq,
+                select(func.min(outbox.c.id)).scalar_subquery(),
+                func.set_config("idle_in_transaction_session_timeout", bindparam("idle", type_=Text), true()),
+            )
+            .where(head.c.id == 1)
+            .with_for_update(of=head)
+        )
+        """The parameter is how long the transaction may be idle from here on, milliseconds as text."""
 
         count = bindparam("count", type_=BigInteger)
         moved_head = (

@@ -87,9 +87,6 @@ class Statements:
         # --- the head and its lock ---
         self.read_head: Query = select(head.c.last_seq, head.c.first_seq, head.c.epoch).where(head.c.id == 1)
         self.lock_head: Query = select(head.c.last_seq).where(head.c.id == 1).with_for_update()
-        self.lock_head_and_look: Query = (
-            select(head.c.last_seq, has_outbox).where(head.c.id == 1).with_for_update(of=head)
-        )
         self.look_at_outbox: Query = select(has_outbox, now)
         self.look_at_head_and_outbox: Query = select(head.c.last_seq, has_outbox, now).where(head.c.id == 1)
         self.peek: Query = select(
