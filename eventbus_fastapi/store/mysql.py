@@ -1,6 +1,10 @@
 """The store on MySQL 8 and MariaDB 10.6 or newer.
 
-What differs: rows leave the outbox in one statement that is bound to look each of them up. The optimizer answers a
+What differs: a transaction of ours that has been idle for longer than a whole one may take is ended by MariaDB; it may
+hold the lock of the head, and its node may be frozen or have lost its network. MySQL has no such limit, so there the
+other nodes wait until the server notices that the connection is dead (TCP keepalive).
+
+And rows leave the outbox in one statement that is bound to look each of them up. The optimizer answers a
 plain list of ids, and even a range, by a scan where the table is small; a DELETE that scans waits for every row that an
 open transaction has inserted, and so an idle one would hold the log back.
 """
@@ -8,10 +12,13 @@ open transaction has inserted, and so an idle one would hold the log back.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
-from sqlalchemy import Table, TextClause, text
+from sqlalchemy import Table, TextClause, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import Store
@@ -20,8 +27,17 @@ from eventbus_fastapi.store.base import Store
 class MySQLStore(Store):
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
+        if owns_engine:
+            event.listen(engine.sync_engine, "connect", self._limit_idle_transactions)
         quoted = engine.dialect.identifier_preparer.format_table
         self._removals = {table: _removal(quoted(table)) for table in (self.tables.outbox, self.tables.scheduled)}
+
+    def _limit_idle_transactions(self, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SHOW VARIABLES LIKE 'idle_transaction_timeout'")
+        if cursor.fetchone():
+            cursor.execute(f"SET SESSION idle_transaction_timeout = {math.ceil(self.settings.statement_timeout)}")
+        cursor.close()
 
     async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
         """One statement instead of one round trip per row, which would take a hundred times as long."""
