@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventbus_fastapi.errors import InvalidEvent, SlowConsumer, SubscriptionClosed, quote
+from eventbus_fastapi.errors import InvalidEvent, SettingsError, SlowConsumer, SubscriptionClosed, quote
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.pipeline.channel import Gap
 from eventbus_fastapi.pipeline.node import Node, Start
@@ -32,6 +32,7 @@ from eventbus_fastapi.store import (
     close_engine,
     create_session_engine,
 )
+from eventbus_fastapi.topics import check_pattern, check_topic
 
 
 class Options(TypedDict, total=False):
@@ -79,11 +80,17 @@ class EventBus:
     ) -> None:
         engine = database if isinstance(database, AsyncEngine) else None
         if isinstance(database, Settings):
+            if settings is not None:
+                raise SettingsError("got Settings twice: as database and as settings")
             settings = database
         elif isinstance(database, URL):
             overrides["database_url"] = database.render_as_string(hide_password=False)
         elif isinstance(database, str):
             overrides["database_url"] = database
+        elif database is not None and engine is None:
+            raise SettingsError(
+                f"expected a database URL, an AsyncEngine or Settings, got {type(database).__name__}: {quote(database)}"
+            )
         if settings is None:
             settings = Settings(**overrides)
         elif overrides:
@@ -92,6 +99,7 @@ class EventBus:
         self.node = Node(settings, engine)
         # Of a SQLite engine the bus takes the URL only; see `open_store`.
         self._session_engine = None if engine is None or engine.dialect.name == "sqlite" else engine
+        self._blocks = 0
         self._owns_session_engine = self._session_engine is None
         self._outbox = Outbox(self.node.store.sql, self._expect_commit)
 
@@ -128,11 +136,15 @@ class EventBus:
             await close_engine(self._session_engine)
 
     async def __aenter__(self) -> Self:
+        """Start, unless it runs. Blocks may be nested, as in an app and its lifespan: the outermost stops the bus."""
         await self.start()
+        self._blocks += 1
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
+        self._blocks -= 1
+        if self._blocks == 0:
+            await self.stop()
 
     def router(self) -> APIRouter:
         """Return the routes of the bus (`/ws`, `/publish`, `/events`, `/healthz`, `/readyz`) for `app.include_router`.
@@ -182,8 +194,6 @@ class EventBus:
         draft = self.draft(event, payload, **options)
         if durable:
             return (await self.node.submit((draft,)))[0]
-        if draft.is_scheduled:
-            raise InvalidEvent("an event with durable=False cannot wait: delay and publish_at need storage")
         return self.node.publish_live(draft)
 
     async def publish_many(
@@ -262,7 +272,8 @@ class EventBus:
             start: `now`, `earliest`, a seq (as `after`) or an aware datetime.
             include_processed: also replay events that were acknowledged.
             overflow, buffer: what happens to a reader that falls behind; default to the settings.
-            on_gap: called with what cannot be delivered; None: iterating raises LogGap, and goes on after it.
+            on_gap: called with what cannot be delivered; None: iterating raises LogGap. A subscription opened with
+                `async with` or `await` may be iterated again after that, and goes on behind the gap.
 
         Raises, when it is opened:
             InvalidPattern, InvalidEvent: a pattern or start cannot be used.
@@ -270,9 +281,11 @@ class EventBus:
         """
         if after is not None and start != "now":
             raise InvalidEvent(f"give after or start, not both: got after={after} and start={quote(start)}")
+        if not patterns:
+            raise InvalidEvent("give at least one pattern or Event class to subscribe to")
         return Subscribing(
             lambda: self.node.subscribe(
-                [pattern if isinstance(pattern, str) else pattern.__topic__ for pattern in patterns],
+                [_pattern_of(pattern) for pattern in patterns],
                 start if after is None else after,
                 include_processed=include_processed,
                 overflow=overflow,
@@ -292,6 +305,12 @@ class EventBus:
     async def head(self) -> Head:
         """Return the newest seq, the oldest kept, and the log's epoch."""
         return await self.node.head()
+
+
+def _pattern_of(pattern: str | type[Event]) -> str:
+    if isinstance(pattern, type) and issubclass(pattern, Event):
+        return check_topic(pattern.__topic__)
+    return check_pattern(pattern)
 
 
 class Subscribing:

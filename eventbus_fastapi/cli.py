@@ -21,8 +21,6 @@ from enum import StrEnum
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from sqlalchemy import make_url
-
 from eventbus_fastapi import codec
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.client import ClientConfig, EventBusClient
@@ -32,6 +30,7 @@ from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.events import event_object
 from eventbus_fastapi.settings import PREFIX, Settings
 from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.engines import parse_url
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.version import VERSION
 
@@ -150,7 +149,7 @@ def serve(
 
 
 def _is_in_memory(database_url: str) -> bool:
-    url = make_url(database_url)
+    url = parse_url(database_url)
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
@@ -182,7 +181,7 @@ def _log_config(level: str) -> dict[str, Any]:
 def _greet(settings: Settings, listening: socket.socket) -> None:
     """Say where the bus is and what to try next; every line of it works as it stands."""
     url, eventbus = _url_of(listening), _own_command()
-    database = make_url(settings.database_url).render_as_string(hide_password=True)
+    database = parse_url(settings.database_url).render_as_string(hide_password=True)
     body = '{"topic": "chat.user1", "payload": "Hello"}'
     publish = f"curl {url}/publish -H 'content-type: application/json' -d {shlex.quote(body)}"
     lines = [

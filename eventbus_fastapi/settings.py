@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     page_size: int = Field(1_000, ge=1, le=10_000)
     """Events read from the log at once. Defaults to 1,000."""
     auto_ack: bool = False
-    """Mark an event processed as soon as it was sent to a subscription. Defaults to False."""
+    """Mark an event processed as soon as it was sent to a WebSocket subscription. Defaults to False."""
 
     # --- connections ---
     heartbeat: float = Field(15.0, gt=0)

@@ -21,12 +21,14 @@ BATCH_BYTES = 262_144
 class Batch:
     """A run of events in the order of the log, shared by all who read it. Never changed after it was made."""
 
-    __slots__ = ("_texts", "before", "messages")
+    __slots__ = ("_texts", "before", "expires", "messages")
 
     def __init__(self, messages: Sequence[Message], before: int = 0) -> None:
         self.messages = messages
         self.before = before
         """How many events its channel had before it."""
+        self.expires = any(message.expires_at is not None for message in messages)
+        """True if some of it may expire before it is handed out."""
         self._texts: dict[Hashable, str] = {}
 
     @property

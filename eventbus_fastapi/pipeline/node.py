@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -55,6 +55,8 @@ class HistoryPage(NamedTuple):
     next: int | None
     """The `after` of the next page; None: the end of the log was reached."""
     head: int
+    first_seq: int
+    """The oldest seq that retention has kept: what was asked for before it is gone."""
 
 
 class Node:
@@ -65,6 +67,7 @@ class Node:
         self.store = open_store(settings, engine)
         self._running: dict[service.Stage, asyncio.Task[None]] = {}
         self._is_running = False
+        self._starting: asyncio.Task[None] | None = None
         self._build()
 
     def _build(self) -> None:
@@ -93,6 +96,15 @@ class Node:
         """
         if self._is_running:
             return
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="eventbus-start")
+            self._starting.add_done_callback(self._note_started)
+        await asyncio.shield(self._starting)  # whoever asked first may give up; the others do not
+
+    def _note_started(self, starting: asyncio.Task[None]) -> None:
+        self._starting = None
+
+    async def _start(self) -> None:
         self._build()
         try:
             await self.store.start()
@@ -162,6 +174,8 @@ class Node:
         sees it, and whoever is not connected and live now never will.
         """
         self._require_running()
+        if draft.is_scheduled:
+            raise InvalidEvent("an event that is not stored cannot wait: delay and publish_at need durable=True")
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         message = Message(0, *draft[:6], now)
         self.dispatcher.dispatch([message])
@@ -188,10 +202,14 @@ class Node:
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
-            InvalidEvent: `start` is none of `Start`.
+            InvalidEvent: `start` is none of `Start`, or `overflow` or `buffer` cannot be used.
             StoreUnavailable: the log cannot be read now.
         """
         self._require_running()
+        if overflow is not None and overflow not in get_args(Overflow):
+            raise InvalidEvent(f"overflow must be one of {', '.join(get_args(Overflow))}, got {quote(overflow)}")
+        if buffer is not None and (type(buffer) is not int or buffer < 1):
+            raise InvalidEvent(f"buffer must be an integer ≥ 1, got {quote(buffer)}")
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
         head = await self.store.head()
         self.dispatcher.tell(head.last_seq)
@@ -203,6 +221,9 @@ class Node:
         elif after + 1 < head.first_seq and start != "earliest":
             gaps.append(Gap(after + 1, head.first_seq - 1, "retention"))
             after = head.first_seq - 1
+        elif isinstance(start, datetime) and 0 < after < head.first_seq:
+            # Everything that is left came later, so perhaps some of what is gone did, too.
+            gaps.append(Gap(1, after, "retention"))
         subscription = Subscription(
             chosen,
             after,
@@ -256,11 +277,11 @@ class Node:
                     found.append(message)
                     if len(found) == limit:
                         is_end = scan.is_last and message is scan.messages[-1]
-                        return HistoryPage(found, None if is_end else message.seq, head.last_seq)
+                        return HistoryPage(found, None if is_end else message.seq, head.last_seq, head.first_seq)
             after = scan.scanned_to
             if scan.is_last:
-                return HistoryPage(found, None, head.last_seq)
-        return HistoryPage(found, after, head.last_seq)
+                return HistoryPage(found, None, head.last_seq, head.first_seq)
+        return HistoryPage(found, after, head.last_seq, head.first_seq)
 
     # --- acknowledging ---
 

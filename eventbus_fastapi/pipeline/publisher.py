@@ -89,6 +89,8 @@ class Publisher:
         batch: list[Unit] = []
         events = size = 0
         while self._waiting and events < MOST_EVENTS and size < MOST_BYTES:
+            if batch and events + len(self._waiting[0].drafts) > MOST_EVENTS:
+                break  # a large one goes alone: what becomes of it is not its neighbours' business
             unit = self._waiting.popleft()
             if unit.answer.cancelled():
                 continue

@@ -108,7 +108,9 @@ class Subscription:
             if self._closed is not None:
                 raise self._closed
             if self._items:
-                return self._take_items(limit)
+                if items := self._without_expired(self._take_items(limit)):
+                    return items
+                continue
             if self._channel is None:
                 await self._read_history()
                 continue
@@ -135,14 +137,17 @@ class Subscription:
 
     async def __anext__(self) -> Message:
         """Return the next message; end after `close`. Raises as `next_messages`."""
-        if not self._ready:
+        while True:
+            while self._ready:
+                message = self._ready.popleft()
+                if message.expires_at is None or not self._has_expired(message):
+                    return message
             try:
                 self._ready.extend(await self.next_messages())
             except SlowConsumer:
                 raise
             except SubscriptionClosed:
                 raise StopAsyncIteration from None
-        return self._ready.popleft()
 
     async def next_messages(self) -> list[Message]:
         """Wait for messages and return those that are ready, at least one.
@@ -159,14 +164,15 @@ class Subscription:
                 item = items.popleft()
                 if isinstance(item, Batch):
                     messages.extend(item.messages)
-                elif isinstance(item, Gap) and self._on_gap is not None:
-                    self._on_gap(item)
                 elif isinstance(item, Gap) and messages:
                     self._items.extendleft(reversed((item, *items)))  # first what came before the gap
                     break
                 elif isinstance(item, Gap):
-                    self._items.extendleft(reversed(items))
-                    raise LogGap(item.first_seq, item.last_seq, item.reason)
+                    self._items.extendleft(reversed(items))  # kept, whatever is raised now
+                    if self._on_gap is None:
+                        raise LogGap(item.first_seq, item.last_seq, item.reason)
+                    self._on_gap(item)
+                    break
         for message in messages:
             message._acknowledge = self._acknowledge
         return messages
@@ -353,6 +359,19 @@ class Subscription:
             self._on_end(self)
         if self.on_close is not None:
             self.on_close(reason)
+
+    def _without_expired(self, items: list[Item]) -> list[Item]:
+        """Leave out what has expired since it was read: a reader may have let it wait."""
+        kept: list[Item] = []
+        for item in items:
+            if not isinstance(item, Batch) or not item.expires:
+                kept.append(item)
+            elif fresh := [message for message in item.messages if not self._has_expired(message)]:
+                kept.append(item if len(fresh) == len(item.messages) else Batch(fresh))
+        return kept
+
+    def _has_expired(self, message: Message) -> bool:
+        return message.expires_at is not None and message.expires_at <= self._store.estimate_now()
 
     def _take_items(self, limit: int | None) -> list[Item]:
         if limit is None:

@@ -97,7 +97,7 @@ class Endpoints:
         page = await self._node.history(wanted, after, limit)
         events = ",".join(event_object(message) for message in page.messages)
         following = "null" if page.next is None else page.next
-        return _json(f'{{"events":[{events}],"next":{following},"head":{page.head}}}')
+        return _json(f'{{"events":[{events}],"next":{following},"head":{page.head},"first_seq":{page.first_seq}}}')
 
     async def get_event(self, seq: Seq) -> Response:
         """Read one event, and whether a reader has acknowledged it."""

@@ -96,13 +96,16 @@ class LoggedEventWithStatus(LoggedEvent):
 class EventPage(BaseModel):
     """Some events of the log, oldest first."""
 
-    model_config = ConfigDict(json_schema_extra=_examples({"events": [_EVENT], "next": _SEQ, "head": 42}))
+    model_config = ConfigDict(
+        json_schema_extra=_examples({"events": [_EVENT], "next": _SEQ, "head": 42, "first_seq": 1})
+    )
 
     events: list[LoggedEvent]
     next: int | None = Field(
         description="`after` of the next page: events up to it were looked at. `null`: the log ends here."
     )
     head: int = Field(description="The last seq of the log.")
+    first_seq: int = Field(description="The oldest seq kept; what was asked for before it was removed by retention.")
 
 
 class Health(BaseModel):

@@ -17,6 +17,7 @@ Errors of the driver leave this package only as `StoreUnavailable` (try again) o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
@@ -127,6 +128,7 @@ class Store(Database):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self.tables = Tables(settings.table_prefix, settings.db_schema)
         self.sql = Statements(self.tables)
+        self._clock_ahead = 0
         self._renew_locks()
 
     def _renew_locks(self) -> None:
@@ -234,6 +236,7 @@ class Store(Database):
     async def peek(self) -> Peek:
         """Look, without a lock, whether there is something to sequence or to promote."""
         row = await self._read_row(self.sql.peek)
+        self._note_clock(row[3])
         return Peek(row[0], row[1] is not None, row[2], row[3])
 
     # --- reading ---
@@ -246,7 +249,17 @@ class Store(Database):
     async def now(self) -> int:
         """Return the database's clock, unix microseconds."""
         row = await self._read_row(self.sql.now)
+        self._note_clock(row[0])
         return int(row[0])
+
+    def estimate_now(self) -> int:
+        """Return about what the database's clock says, unix microseconds: this host's clock, corrected by the
+        difference last seen. For what cannot wait for a round trip.
+        """
+        return time.time_ns() // 1_000 + self._clock_ahead
+
+    def _note_clock(self, now: int) -> None:
+        self._clock_ahead = now - time.time_ns() // 1_000
 
     async def read(self, after: int, limit: int) -> Scan:
         """Return up to `limit` events with seq > `after` in order, without those that have expired."""
@@ -419,13 +432,19 @@ class Store(Database):
         self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]
     ) -> tuple[list[Receipt], int]:
         """Store the scheduled ones for later and append the others."""
-        for draft in drafts:
-            if draft.is_scheduled:
-                await connection.execute(*self.sql.insert_draft(draft))
         immediate = [draft for draft in drafts if not draft.is_scheduled]
         answered, last_seq = await self._add_careful(connection, last_seq, immediate)
+        known = await self._known(connection, [draft.message_id for draft in drafts if draft.is_scheduled])
         answers = iter(answered)
-        receipts = [Receipt(draft.message_id, None) if draft.is_scheduled else next(answers) for draft in drafts]
+        receipts = []
+        for draft in drafts:
+            if not draft.is_scheduled:
+                receipts.append(next(answers))
+            elif (seq := known.get(draft.message_id)) is not None:
+                receipts.append(Receipt(draft.message_id, seq, duplicate=True))
+            else:
+                await connection.execute(*self.sql.insert_draft(draft))
+                receipts.append(Receipt(draft.message_id, None))
         return receipts, last_seq
 
     async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:

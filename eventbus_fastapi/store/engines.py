@@ -42,7 +42,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
         SettingsError: the URL cannot be parsed, has no async driver, or the driver is not installed.
     """
     try:
-        url = make_url(settings.database_url)
+        url = parse_url(settings.database_url)
         if url.get_backend_name() == "sqlite":
             return _create_sqlite(url, settings)
         options: dict[str, Any] = {}
@@ -57,12 +57,6 @@ def create_engine(settings: Settings) -> AsyncEngine:
             isolation_level="READ COMMITTED",
             **options,
         )
-    except (ArgumentError, ValueError):
-        # Neither the URL nor what SQLAlchemy says of it is shown: a password may be in both.
-        raise SettingsError(
-            "database URL cannot be read; expected dialect+driver://user:password@host:port/database, "
-            "such as postgresql+asyncpg://bus:secret@localhost:5432/bus (EVENTBUS_DATABASE_URL)"
-        ) from None
     except (NoSuchModuleError, InvalidRequestError) as exc:
         raise SettingsError(
             f"database URL needs an async driver, such as sqlite+aiosqlite, postgresql+asyncpg or mysql+asyncmy: {exc}"
@@ -71,6 +65,21 @@ def create_engine(settings: Settings) -> AsyncEngine:
         extra = EXTRAS.get(exc.name or "")
         remedy = f"; install eventbus-fastapi[{extra}]" if extra else ""
         raise SettingsError(f"the driver {exc.name} of the database URL is not installed{remedy}") from exc
+
+
+def parse_url(text: str) -> URL:
+    """Read a database URL.
+
+    Raises:
+        SettingsError: it cannot be read. It is not shown, nor what SQLAlchemy says of it: a password may be in both.
+    """
+    try:
+        return make_url(text)
+    except (ArgumentError, ValueError):
+        raise SettingsError(
+            "database URL cannot be read; expected dialect+driver://user:password@host:port/database, "
+            "such as postgresql+asyncpg://bus:secret@localhost:5432/bus (EVENTBUS_DATABASE_URL)"
+        ) from None
 
 
 async def close_engine(engine: AsyncEngine) -> None:

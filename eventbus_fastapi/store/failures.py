@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from eventbus_fastapi.errors import StoreError, StoreUnavailable
 
@@ -58,6 +59,8 @@ def translate(exc: BaseException) -> StoreError:
 
 
 def _passes(exc: BaseException) -> bool:
+    if isinstance(exc, SQLAlchemyError) and not isinstance(exc, DBAPIError):
+        return isinstance(exc, PoolTimeout)  # the others say that SQLAlchemy was used wrongly
     if not isinstance(exc, DBAPIError) or is_disconnect(exc) or is_contention(exc):
         return True
     if isinstance(exc.orig, sqlite3.Error):

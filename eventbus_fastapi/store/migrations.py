@@ -26,13 +26,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Column, Connection, MetaData, String, Table, func, inspect, make_url, select
+from sqlalchemy import URL, Column, Connection, MetaData, String, Table, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema, DropTable
 
 from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, StoreUnavailable, quote
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.engines import BEGIN, MYSQL, create_engine
+from eventbus_fastapi.store.engines import BEGIN, MYSQL, create_engine, parse_url
 from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.schema import Tables
 
@@ -152,7 +152,7 @@ def sql(database: str | URL, tables: Tables, start: str = "base", end: str = "he
 
     `database` is a URL, of which only the kind of database matters, or the name of one: "postgresql".
     """
-    url = make_url(database if isinstance(database, URL) or "://" in database else f"{database}://")
+    url = database if isinstance(database, URL) else parse_url(database if "://" in database else f"{database}://")
     text = io.StringIO()
     context = MigrationContext.configure(
         dialect_name=url.get_backend_name(),

@@ -22,6 +22,9 @@ from eventbus_fastapi.events import Draft
 from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.statements import Statements
 
+LEGACY_CONTROL = -1
+"""`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not name."""
+
 AsyncTransaction = AsyncSession | AsyncConnection | async_scoped_session[Any]
 SyncTransaction = Session | Connection | scoped_session[Any]
 
@@ -58,6 +61,7 @@ class Outbox:
             )
         try:
             connection = transaction.connection() if isinstance(transaction, Session) else transaction
+            _refuse_false_savepoint(connection)
             connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
             raise translate(exc) from exc
@@ -84,6 +88,23 @@ class Outbox:
 
     def _connection_commits(self, connection: Connection) -> None:
         self._ring()
+
+
+def _refuse_false_savepoint(connection: Connection) -> None:
+    """Refuse a SAVEPOINT that commits.
+
+    Left alone, the sqlite3 module sends no BEGIN before it, so its RELEASE ends the transaction, and what the caller
+    rolls back later is in the log already.
+    """
+    if connection.dialect.name != "sqlite" or not connection.in_nested_transaction():
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver = getattr(driver, "driver_connection", driver)
+    if driver.isolation_level is not None and getattr(driver, "autocommit", LEGACY_CONTROL) == LEGACY_CONTROL:
+        raise InvalidInput(
+            "a SAVEPOINT on this SQLite engine begins no transaction, so a rollback could not take the event back; "
+            "use eventbus.engine, or an engine with isolation_level=None that sends BEGIN itself"
+        )
 
 
 def _hint(transaction: object) -> str:

@@ -39,7 +39,7 @@ async def test_an_empty_log_is_an_empty_page(http: httpx.AsyncClient) -> None:
     answer = await http.get("/events")
 
     assert answer.status_code == 200
-    assert answer.json() == {"events": [], "next": None, "head": 0}
+    assert answer.json() == {"events": [], "next": None, "head": 0, "first_seq": 1}
 
 
 async def test_an_event_looks_as_it_does_on_the_wire(eventbus: EventBus, http: httpx.AsyncClient) -> None:
@@ -65,6 +65,7 @@ async def test_an_event_looks_as_it_does_on_the_wire(eventbus: EventBus, http: h
         ],
         "next": None,
         "head": 1,
+        "first_seq": 1,
     }
 
 
@@ -149,7 +150,7 @@ async def test_history_beyond_the_head_is_empty(eventbus: EventBus, http: httpx.
 
     answer = await http.get("/events", params={"after": 2**63 - 1})
 
-    assert answer.json() == {"events": [], "next": None, "head": 1}
+    assert answer.json() == {"events": [], "next": None, "head": 1, "first_seq": 1}
 
 
 @pytest.mark.parametrize(
