@@ -113,7 +113,7 @@ async def run(
         written = time.monotonic() - began
         publishers.stopping = True
         await asyncio.wait_for(publishing, 30)
-        await _publish_last(second)
+        await publish_last(second)
         await until_seen(readers, LAST, timeout)
     took = time.monotonic() - began
 
@@ -148,7 +148,8 @@ def _have_ended(started: Sequence[Process]) -> bool:
     return all(process.exit_code is not None for process in started)
 
 
-async def _publish_last(node: Node) -> None:
+async def publish_last(node: Node) -> None:
+    """Publish the event `LAST`, when everything else was answered."""
     async with httpx.AsyncClient(base_url=node.http, trust_env=False) as client:
 
         async def published() -> bool:

@@ -27,7 +27,7 @@ from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import StoreUnavailable
 from tests.faults import command
 from tests.faults.followers import ClientFollower, Follower, SocketFollower, following, until_seen
-from tests.faults.many_writers import LAST, difference, read_log
+from tests.faults.many_writers import LAST, difference, publish_last, read_log
 from tests.faults.postgres import PostgreSQL, Wire
 from tests.faults.processes import Node, Processes, prepare
 from tests.waiting import eventually
@@ -138,7 +138,7 @@ async def _run(
 
         load.is_over = True
         await loading
-        await _publish_last(node)
+        await publish_last(node)
         await until_seen(readers, LAST, 30)
     await engine.dispose()
     log = await read_log(node)
@@ -203,12 +203,6 @@ async def _ready(node: Node) -> float:
 
         await eventually(is_ready, 60)
     return time.monotonic()
-
-
-async def _publish_last(node: Node) -> None:
-    async with httpx.AsyncClient(base_url=node.http, trust_env=False, timeout=60) as client:
-        answer = await client.post("/publish", json={"topic": LAST, "payload": None})
-    assert answer.status_code == 201, answer.text
 
 
 def _check(log: list[tuple[int, str]], load: Load, readers: list[Follower]) -> None:
