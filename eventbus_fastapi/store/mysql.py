@@ -15,13 +15,17 @@ import json
 import math
 from collections.abc import Sequence
 
-from sqlalchemy import Table, TextClause, event, text
+from sqlalchemy import Table, TextClause, event, literal_column, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import Store
+
+PACKET_OVERHEAD = 65_536
+"""Bytes of a statement beside the payload, each of whose bytes may be escaped by another one."""
 
 
 class MySQLStore(Store):
@@ -38,6 +42,23 @@ class MySQLStore(Store):
         if cursor.fetchone():
             cursor.execute(f"SET SESSION idle_transaction_timeout = {math.ceil(self.settings.statement_timeout)}")
         cursor.close()
+
+    async def start(self) -> None:
+        """Connect, check the schema and that the server takes the largest event.
+
+        Raises:
+            SchemaOutdated, StoreUnavailable: see `Store.start`.
+            SettingsError: the server's packets are too small for `max_payload`. On a larger one it would close the
+                connection, which looks like a server that went away.
+        """
+        await super().start()
+        needed = 2 * self.settings.max_payload + PACKET_OVERHEAD
+        allowed = (await self._read_row(select(literal_column("@@max_allowed_packet"))))[0]
+        if allowed < needed:
+            raise SettingsError(
+                f"max_payload (EVENTBUS_MAX_PAYLOAD) is {self.settings.max_payload:,} bytes, for which the server's "
+                f"max_allowed_packet must be at least {needed:,}; it is {allowed:,}"
+            )
 
     async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
         """One statement instead of one round trip per row, which would take a hundred times as long."""
