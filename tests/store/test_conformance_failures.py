@@ -85,7 +85,7 @@ async def test_after_the_server_ended_every_session_the_outbox_and_acks_go_on_by
     end_sessions(store.settings.database_url)
     assert await store.acknowledge([Ack(1)]) == [None]
     end_sessions(store.settings.database_url)
-    assert await store.trim(before=None, keep=1) == 1
+    assert await store.remove_expired() == 0
 
 
 @on_servers
