@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Row
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Row, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import SchemaOutdated, StoreError
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """How often a transaction runs when the database asks to run it again."""
+OPENED_AT = "eventbus_opened_at"
+"""Where a pooled connection keeps when it was opened."""
 
 
 class Collision(Exception):
@@ -49,6 +54,10 @@ class Database:
         self._writing = engine
         self._reading = engine
         self._ends_reads = owns_engine and engine.dialect.name in MYSQL
+        self._trusted_from = 0.0  # connections opened earlier are not used again, in the time of time.monotonic()
+        if owns_engine and engine.dialect.name != "sqlite":
+            event.listen(engine.sync_engine, "connect", _note_opening)
+            event.listen(engine.sync_engine, "checkout", self._refuse_distrusted)
 
     async def transact(
         self,
@@ -86,7 +95,7 @@ class Database:
             except FAILURES as exc:
                 may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
                 if not may_pass or attempt == ATTEMPTS - 1 or clock() > deadline:
-                    raise translate(exc) from exc
+                    raise self._translate(exc) from exc
                 logger.info("ran a transaction again after: %s", first_line(exc))
             await asyncio.sleep(delays.delay(attempt))
         raise AssertionError("unreachable")
@@ -124,4 +133,22 @@ class Database:
             async with asyncio.timeout(self.settings.statement_timeout):
                 yield
         except FAILURES as exc:
-            raise translate(exc) from exc
+            raise self._translate(exc) from exc
+
+    def _translate(self, exc: BaseException) -> StoreError:
+        """Turn the driver's error into ours, and remember what it says of the connections."""
+        if isinstance(exc, TimeoutError):
+            self._trusted_from = time.monotonic()
+        return translate(exc)
+
+    def _refuse_distrusted(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        """Have the pool make a connection anew, as it leaves the pool."""
+        if record.info[OPENED_AT] >= self._trusted_from:
+            return
+        if self.engine.dialect.driver == "asyncpg":
+            cast(Any, connection).driver_connection.terminate()  # its close() would say goodbye and wait
+        raise DisconnectionError("the connection was open when a statement was not answered")
+
+
+def _note_opening(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    record.info[OPENED_AT] = time.monotonic()

@@ -40,7 +40,7 @@ from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Store
-from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, now_micros
 
@@ -61,6 +61,8 @@ class PostgreSQLStore(Store):
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
         self._driver_failures = _driver_failures(engine.dialect.driver)
         self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
+        append = self._fast.append_alone.compile(dialect=engine.dialect)
+        self._append_text = (str(append), append.positiontup or [], append.params)
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         """One statement of its own: its UPDATE of the head is the lock, held until it commits.
@@ -71,14 +73,26 @@ class PostgreSQLStore(Store):
         parameters = {**_arrays([(*draft[:6], draft.ttl) for draft in drafts]), "count": len(drafts)}
         try:
             async with asyncio.timeout(self.settings.statement_timeout), self._reading.connect() as connection:
-                row = (await connection.execute(self._fast.append_alone, parameters)).one_or_none()
+                row = await self._execute_append(connection, parameters)
                 return None if row is None else (row[0], row[1])
-        except IntegrityError:
+        except TimeoutError as exc:
+            raise self._translate(exc) from exc
+        except (IntegrityError, *self._driver_failures):  # type: ignore[misc]  # a tuple of exceptions, made at start
             return None
         except FAILURES as exc:
             if is_contention(exc) or is_disconnect(exc):
                 return None
-            raise translate(exc) from exc
+            raise self._translate(exc) from exc
+
+    async def _execute_append(self, connection: AsyncConnection, parameters: dict[str, Any]) -> Sequence[Any] | None:
+        """Ask asyncpg itself, as for a page: this is the way of almost every event."""
+        if not self._is_asyncpg:
+            return (await connection.execute(self._fast.append_alone, parameters)).one_or_none()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        text, names, constants = self._append_text
+        values = [parameters[name] if name in parameters else constants[name] for name in names]
+        row: Sequence[Any] | None = await driver.fetchrow(text, *values)
+        return row
 
     async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
         """Ask asyncpg itself, which halves the time of a page. What fails is asked again the portable way, which knows
