@@ -30,4 +30,7 @@ async def test_a_database_that_comes_back_is_found_again_and_nothing_answered_is
 
 @pytest.mark.timeout(120)
 async def test_connections_that_go_dead_without_a_word_are_given_up(processes: Processes) -> None:
-    await outage.run(processes, "cut", seconds=0, statement_timeout=1.0)
+    timeout = 1.0
+    numbers = await outage.run(processes, "cut", seconds=0, statement_timeout=timeout)
+
+    assert numbers["back, until a publish is answered, s"] < timeout + RESUMED
