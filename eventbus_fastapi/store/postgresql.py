@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ class PostgreSQLStore(Store):
         # A channel is an identifier of at most 63 bytes; prefix and schema together may be longer.
         place = hashlib.sha256(f"{settings.db_schema or ''}.{settings.table_prefix}".encode()).hexdigest()
         self.channel = f"eventbus_{place[:16]}"
-        self._fast = FastStatements(self.tables, self.channel if self.has_listener else None)
+        self._node = secrets.token_hex(8)  # names this store in its notifications: it need not hear itself
+        self._fast = FastStatements(self.tables, self.channel if self.has_listener else None, self._node)
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
         self._driver_failures = _driver_failures(engine.dialect.driver)
         self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
@@ -161,6 +163,11 @@ class PostgreSQLStore(Store):
         finally:
             await self._hang_up(connection, driver)
 
+    def _hear(self, payload: str, hear: Callable[[int | None], None]) -> None:
+        last_seq, _, node = payload.partition(" ")
+        if node != self._node:
+            hear(int(last_seq))
+
     async def _hang_up(self, connection: AsyncConnection, driver: Any) -> None:
         """Close a connection outside the pool without waiting for the server, which may not answer any more."""
         if driver is not None and self._is_asyncpg:
@@ -174,7 +181,7 @@ class PostgreSQLStore(Store):
         lost = asyncio.Event()
         driver.add_termination_listener(lambda _: lost.set())
         async with self._translated():
-            await driver.add_listener(self.channel, lambda *notice: hear(int(notice[-1])))
+            await driver.add_listener(self.channel, lambda *notice: self._hear(notice[-1], hear))
         hear(None)
         while True:
             try:
@@ -192,7 +199,7 @@ class PostgreSQLStore(Store):
         hear(None)
         while True:
             async for notice in driver.notifies(timeout=PROBE_INTERVAL):
-                hear(int(notice.payload))
+                self._hear(notice.payload, hear)
             async with self._translated():
                 await driver.execute("SELECT 1")
 
@@ -247,12 +254,12 @@ def _rows() -> TableValuedAlias:
 class FastStatements:
     """The statements of an append as PostgreSQL can do them."""
 
-    def __init__(self, tables: Tables, channel: str | None) -> None:
+    def __init__(self, tables: Tables, channel: str | None, node: str) -> None:
         event, outbox, head = tables.event, tables.outbox, tables.head
         target = ["seq", *EVENT_FIELDS, "created_at", "expires_at"]
         now = select(now_micros()).scalar_subquery()  # once per statement, not once per row
         base = bindparam("base", type_=BigInteger)
-        notified = null() if channel is None else func.pg_notify(channel, cast(head.c.last_seq, Text))
+        notified = null() if channel is None else func.pg_notify(channel, cast(head.c.last_seq, Text) + f" {node}")
 
         rows = _rows()
         added = (
