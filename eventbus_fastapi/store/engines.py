@@ -78,7 +78,7 @@ def parse_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         raise SettingsError(
             "database URL cannot be read; expected dialect+driver://user:password@host:port/database, "
-            "such as postgresql+asyncpg://bus:secret@localhost:5432/bus (EVENTBUS_DATABASE_URL)"
+            "such as postgresql+asyncpg://bus@localhost:5432/bus (EVENTBUS_DATABASE_URL)"
         ) from None
 
 

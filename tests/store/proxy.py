@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from sqlalchemy import make_url
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class Proxy:
     """Forwards connections until told otherwise."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._flows = asyncio.Event()
         self._flows.set()
         self._is_open = True
@@ -42,7 +44,7 @@ class Proxy:
         if not self._is_open:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        there_reader, there_writer = await self._connect()
         self._writers |= {writer, there_writer}
         for task in (self._pump(reader, there_writer), self._pump(there_reader, writer)):
             pumping = asyncio.create_task(task)
@@ -69,12 +71,20 @@ class Proxy:
 async def proxied(url: str) -> AsyncIterator[tuple[str, Proxy]]:
     """Yield the URL of a database through a proxy, and the proxy."""
     parsed = make_url(url)
-    default = 5432 if parsed.get_backend_name() == "postgresql" else 3306
-    proxy = Proxy(parsed.host or "127.0.0.1", parsed.port or default)
+    port = parsed.port or (5432 if parsed.get_backend_name() == "postgresql" else 3306)
+    directory = parsed.query.get("host")
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if directory is None:
+            return await asyncio.open_connection(parsed.host or "127.0.0.1", port)
+        return await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{port}")  # a throw-away server has a socket
+
+    proxy = Proxy(connect)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
+    behind = parsed.difference_update_query(["host", "port"])
+    behind = behind.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1])
     try:
-        yield parsed.set(host="127.0.0.1", port=port).render_as_string(hide_password=False), proxy
+        yield behind.render_as_string(hide_password=False), proxy
     finally:
         await proxy.close()
         server.close()
