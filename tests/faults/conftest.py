@@ -54,6 +54,7 @@ def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proces
         request.getfixturevalue("database_url")  # made before them, it is dropped after them
     with Processes(tmp_path) as processes:
         yield processes
+        processes.show()  # pytest keeps it for tests that fail
 
 
 @pytest.fixture(scope="session")

@@ -176,9 +176,13 @@ class Processes:
         if error is None:
             self.check()
         else:
-            for output in self._outputs:
-                lines = output.read_text(errors="replace").splitlines()[-40:]
-                sys.stderr.write("\n".join([f"--- {output.name}", *lines, ""]))
+            self.show()
+
+    def show(self) -> None:
+        """Print the last of what each has written."""
+        for output in self._outputs:
+            lines = output.read_text(errors="replace").splitlines()[-40:]
+            sys.stderr.write("\n".join([f"--- {output.name}", *lines, ""]))
 
     def check(self) -> None:
         """Raise if a process has written a traceback."""

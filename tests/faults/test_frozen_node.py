@@ -29,9 +29,9 @@ PATIENCE = 15.0
 @pytest.mark.databases("postgresql", "mysql")
 async def test_a_node_that_freezes_with_the_heads_lock_loses_it(processes: Processes, database_url: str) -> None:
     await prepare(database_url)
-    frozen = await processes.node(database_url, name="frozen", statement_timeout=TIMEOUT)
+    frozen = await processes.node(database_url, name="frozen", by="serve", statement_timeout=TIMEOUT)
     other = await processes.node(
-        database_url, name="other", statement_timeout=TIMEOUT, poll_interval=60, poll_only=True
+        database_url, name="other", by="serve", statement_timeout=TIMEOUT, poll_interval=60, poll_only=True
     )
     follower = SocketFollower(frozen.ws)
     async with (
