@@ -19,6 +19,7 @@ from eventbus_fastapi.store.schema import Tables
 from tests.faults.followers import SocketFollower, following, until_seen
 from tests.faults.many_writers import LAST, publish_last, read_log
 from tests.faults.processes import Node, Processes, prepare, stopped
+from tests.waiting import eventually
 
 TIMEOUT = 2.0
 """Seconds that a database operation of the nodes may take."""
@@ -37,7 +38,7 @@ async def test_a_node_that_freezes_with_the_heads_lock_loses_it(processes: Proce
     async with (
         following(follower),
         EventBusClient(ClientConfig(url=other.ws, max_reconnect_interval=1.0, proxy=None)) as client,
-        _frozen_with_the_lock(frozen, database_url),
+        _frozen_with_the_lock(frozen, database_url, follower),
         asyncio.timeout(PATIENCE),
     ):
         await client.publish("direct", 1)
@@ -49,13 +50,15 @@ async def test_a_node_that_freezes_with_the_heads_lock_loses_it(processes: Proce
 
 
 @contextlib.asynccontextmanager
-async def _frozen_with_the_lock(node: Node, database_url: str) -> AsyncIterator[None]:
+async def _frozen_with_the_lock(node: Node, database_url: str, follower: SocketFollower) -> AsyncIterator[None]:
     """Freeze the node, inside the block, at a moment when it holds the lock of the head."""
     engine = create_async_engine(database_url)
     is_over = asyncio.Event()
     writing = asyncio.create_task(_commit_events(database_url, engine, is_over))
     async with contextlib.AsyncExitStack() as stack:
         try:
+            # By then it has prepared its statements; a server does not call a transaction idle that is about to.
+            await eventually(lambda: len(follower.seen) > 200, 20)
             await _freeze(node, engine, stack)
         finally:
             is_over.set()
