@@ -139,7 +139,8 @@ async def test_an_append_that_waits_too_long_for_the_head_is_given_up(open_anoth
     assert [message.payload for message in (await store.read(0, 10)).messages] == ["given up"]
 
 
-async def test_what_is_cancelled_leaves_no_lock_no_event_and_no_connection_behind(store: Store) -> None:
+async def test_what_is_cancelled_leaves_no_lock_no_event_and_no_connection_behind(open_another: OpenStore) -> None:
+    store = await open_another(busy_timeout=0.2)
     async with head_lock(store):
         for work in (store.append(drafts(3)), store.sequence(), store.append(drafts(1, delay=60))):
             task = asyncio.create_task(work)
