@@ -151,6 +151,18 @@ def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
         if mode != "NONE":
             connection.exec_driver_sql(f"BEGIN {mode}")
 
+    @event.listens_for(engine.sync_engine, "close")
+    def give_up_the_lock(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        # SQLite keeps a closed connection, its transaction and so the file's lock, for as long as a statement of it
+        # lives; that of a cancelled call lives in its traceback. So end the transaction first. Nobody may wait here:
+        # it goes to the connection's thread ahead of the close.
+        driver: Any = connection.driver_connection
+
+        def roll_back() -> None:
+            driver._conn.rollback()
+
+        driver._tx.put_nowait((None, roll_back))
+
 
 def pragmas(settings: Settings) -> tuple[str, ...]:
     """Return what every SQLite connection of the bus is set to."""

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from eventbus_fastapi.errors import SettingsError, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Outbox, Store, open_store
-from eventbus_fastapi.store.engines import sqlite_has_wal_reset_bug
+from eventbus_fastapi.store.engines import BEGIN, sqlite_has_wal_reset_bug
 from tests.drafts import draft, drafts
 from tests.store.processes import publish_from_processes
 from tests.waiting import eventually
@@ -130,6 +130,22 @@ async def test_after_a_stop_nothing_holds_the_file(url: str) -> None:
     path = make_url(url).database or ""
     assert os.path.exists(path)  # noqa: ASYNC240 - a look at a local directory
     assert not os.path.exists(f"{path}-wal")  # noqa: ASYNC240 - the last connection to close removes it
+
+
+async def test_a_connection_that_is_dropped_gives_the_lock_back_while_a_statement_of_it_lives(
+    url: str, open_on: Callable[..., Any]
+) -> None:
+    """As the traceback of a cancelled call keeps one; the file was locked until Python collected its garbage."""
+    store = await open_on(url, busy_timeout=0.5)
+    async with store.engine.connect() as connection:
+        await connection.execution_options(**{BEGIN: "IMMEDIATE"})
+        await connection.begin()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        statement = await driver.execute("SELECT 1 UNION SELECT 2")
+        await connection.invalidate()
+    receipts, *_ = await store.append([draft()])
+    assert receipts[0].seq == 1
+    del statement
 
 
 async def test_a_directory_that_does_not_exist_is_named_when_it_starts(tmp_path: Path) -> None:
