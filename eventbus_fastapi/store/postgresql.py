@@ -209,7 +209,8 @@ def _driver_failures(driver: str) -> tuple[type[Exception], ...]:
     if driver == "asyncpg":
         import asyncpg
 
-        return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+        # The last: the server has said goodbye on an idle connection and not hung up yet.
+        return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
     import psycopg
 
     return (psycopg.Error, OSError)

@@ -18,6 +18,8 @@ class Proxy:
         self._connect = connect
         self._flows = asyncio.Event()
         self._flows.set()
+        self._ends = asyncio.Event()
+        self._ends.set()
         self._is_open = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -29,6 +31,10 @@ class Proxy:
     def thaw(self) -> None:
         """Forward again, also what was held back."""
         self._flows.set()
+
+    def hold_ends(self) -> None:
+        """Forward what is said, but not that a connection was closed: the end of a connection may come late."""
+        self._ends.clear()
 
     def cut(self) -> None:
         """End every connection and accept none: what a server does that is stopped."""
@@ -57,6 +63,7 @@ class Proxy:
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
+        await self._ends.wait()
         writer.close()
 
     async def close(self) -> None:

@@ -201,6 +201,23 @@ async def test_a_listening_connection_that_fell_silent_is_found_by_a_probe(
         await bus.stop()
 
 
+async def test_a_server_that_says_goodbye_and_does_not_hang_up_is_a_pause_not_a_failure(
+    url: str, open_bus: OpenBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a connection may come later than the server's last word; asyncpg says only that it is confused."""
+    monkeypatch.setattr(postgresql_store, "PROBE_INTERVAL", 1.0)
+    async with proxied(url) as (behind, proxy):
+        bus = await open_bus(database_url=behind, statement_timeout=0.5, poll_interval=NEVER)
+        await eventually(lambda: has_no_problems(bus))
+        proxy.hold_ends()
+        assert end_sessions(url, "query LIKE 'LISTEN%'") == 1
+        await eventually(lambda: not bus.node.notifier.is_alive, timeout=30)  # psycopg takes long to give up
+        await eventually(lambda: has_no_problems(bus), timeout=30)
+        await bus.stop()
+    said = [record for record in caplog.records if record.name.startswith("eventbus_fastapi.pipeline")]
+    assert [record.getMessage() for record in said if record.levelname == "ERROR"] == []
+
+
 async def test_an_idle_listening_connection_that_lives_is_kept(
     url: str, open_bus: OpenBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
