@@ -47,6 +47,8 @@ from eventbus_fastapi.store.statements import EVENT_FIELDS, now_micros
 
 PROBE_INTERVAL = 10.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
+IS_PREPARED = "eventbus_is_prepared"
+"""Where a connection keeps that its statements are prepared."""
 
 
 class PostgreSQLStore(Store):
@@ -119,23 +121,36 @@ class PostgreSQLStore(Store):
         A node that freezes or loses its network now holds the lock, and the server may not notice for hours; so this
         transaction ends when it has been idle for longer than a whole one may take.
         """
+        await self._prepare(connection)
         idle = str(max(1, int(self.settings.statement_timeout * 1000)))
         last_seq, oldest, _ = (await connection.execute(self._fast.lock_head_and_look, {"idle": idle})).one()
         return last_seq, oldest is not None
+
+    async def _prepare(self, connection: AsyncConnection) -> None:
+        """Have a new connection prepare what runs under the lock, by a run that does nothing.
+
+        asyncpg takes a round trip of its own for it, between whose halves the server calls no transaction idle.
+        """
+        if not self._is_asyncpg or connection.info.get(IS_PREPARED):
+            return
+        await connection.execute(self._fast.move_outbox, {"head": 0, "base": 0, "limit": 0})
+        await connection.execute(self._fast.add_to_log, {"head": 0, "base": 0, "last_seq": 0, **NO_EVENTS})
+        connection.info[IS_PREPARED] = True
 
     async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
         """One statement instead of four; with look-ups, the portable way."""
         if is_careful:
             return await super()._move_outbox(connection, last_seq, is_careful)
         new_last_seq, _ = (
-            await connection.execute(self._fast.move_outbox, {"base": last_seq, "limit": DRAIN_LIMIT})
+            await connection.execute(self._fast.move_outbox, {"head": 1, "base": last_seq, "limit": DRAIN_LIMIT})
         ).one()
         return new_last_seq - last_seq, new_last_seq
 
     async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
         """One statement with an array per column, whatever the number of events."""
         await connection.execute(
-            self._fast.add_to_log, {**_arrays(events), "base": last_seq, "last_seq": last_seq + len(events)}
+            self._fast.add_to_log,
+            {**_arrays(events), "head": 1, "base": last_seq, "last_seq": last_seq + len(events)},
         )
 
     async def listen(self, hear: Callable[[int | None], None]) -> None:
@@ -236,6 +251,10 @@ COLUMN_TYPES: dict[str, TypeEngine[Any]] = {
 }
 
 
+NO_EVENTS: dict[str, Any] = {f"{name}_list": [] for name in COLUMN_TYPES}
+"""What `_arrays` would make of none."""
+
+
 def _arrays(events: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
     """Turn events (their fields and ttl) into a parameter per column."""
     columns = zip(*events, strict=True)
@@ -260,6 +279,7 @@ class FastStatements:
         target = ["seq", *EVENT_FIELDS, "created_at", "expires_at"]
         now = select(now_micros()).scalar_subquery()  # once per statement, not once per row
         base = bindparam("base", type_=BigInteger)
+        head_id = bindparam("head", type_=Integer)  # 1; with another, and no events, the statement does nothing
         notified = null() if channel is None else func.pg_notify(channel, cast(head.c.last_seq, Text) + f" {node}")
 
         rows = _rows()
@@ -273,12 +293,12 @@ class FastStatements:
         )
         self.add_to_log = (
             update(head)
-            .where(head.c.id == 1)
+            .where(head.c.id == head_id)
             .values(last_seq=bindparam("last_seq", type_=BigInteger))
             .returning(head.c.last_seq, notified)
             .add_cte(added)
         )
-        """Parameters: an array per field (`topic_list` …), base, last_seq."""
+        """Parameters: an array per field (`topic_list` …), head, base, last_seq."""
 
         self.lock_head_and_look = (
             select(
@@ -334,9 +354,9 @@ class FastStatements:
         )
         self.move_outbox = (
             update(head)
-            .where(head.c.id == 1)
+            .where(head.c.id == head_id)
             .values(last_seq=base + select(func.count()).select_from(moved).scalar_subquery())
             .returning(head.c.last_seq, notified)
             .add_cte(oldest, moved, added)
         )
-        """Parameters: base, limit."""
+        """Parameters: head, base, limit."""
