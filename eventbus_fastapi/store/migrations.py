@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TRANSACTIONAL = ("sqlite", "postgresql")
+"""The databases where an upgrade is one transaction: it happens or it does not."""
 MYSQL_LOCK_TIMEOUT = 60
 """Seconds to wait on MySQL while another process migrates the same tables."""
 
@@ -99,19 +101,19 @@ def table_names(tables: Tables) -> frozenset[str]:
 def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> None:
     """Bring the tables up to `revision`; do nothing when they are there or beyond.
 
-    `revision` is one of `revisions()`, "head", or relative ("+1"). Safe to call from several processes at once:
-    one does the work, the others wait until its transaction ends. A schema that is missing is created. On SQLite
-    a transaction that is open already must have begun with BEGIN IMMEDIATE. On MySQL the transaction is committed
-    before and after.
+    `revision` is one of `revisions()`, "head", or relative ("+1"): so many beyond where they are. Safe to call from
+    several processes at once: one does the work, the others wait until its transaction ends. A schema that is missing
+    is created. On SQLite a transaction that is open already must have begun with BEGIN IMMEDIATE. On MySQL the
+    transaction is committed before and after.
 
     Raises:
         SchemaOutdated: the tables are newer than this version of the package.
-        StoreError: there is no such revision.
+        StoreError: there is no such revision, or not so many.
         SettingsError: `tables` names a schema and the database is not PostgreSQL.
     """
     with alone(connection, tables):
         start = current(connection, tables)
-        end = _resolve(revision, start, tables)
+        end = _resolve(revision, start, tables, sign="+")
         if _place(end) > _place(start):
             _migrate(connection, tables, start, end)
 
@@ -125,7 +127,7 @@ def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
     """
     with alone(connection, tables):
         start = current(connection, tables)
-        end = _resolve(revision, start, tables)
+        end = _resolve(revision, start, tables, sign="-")
         if _place(end) < _place(start):
             _migrate(connection, tables, start, end)
 
@@ -133,34 +135,39 @@ def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
 def move(context: MigrationContext, tables: Tables, start: str, end: str) -> None:
     """Run the steps between two of our revisions as a part of a migration in another Alembic history.
 
-    `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`; offline
+    `context` is what `op.get_context()` returns there; a relative `end` is seen from `start`. Online this is `upgrade` or `downgrade` to `end`; offline
     (`--sql`) the steps are written to where the other history is written.
     """
     _check_schema_setting(context.dialect.name, tables)
-    first, last = _resolve(start, None, tables), _resolve(end, None, tables)
+    first = _resolve(start, None, tables)
+    last = _resolve(end, first, tables)
     if context.as_sql:
         _write_sql(context, tables, first, last)
         return
     if context.connection is None:
         raise StoreError("the migration context has no connection")
     go = upgrade if _place(last) > _place(first) else downgrade
-    go(context.connection, tables, end)
+    go(context.connection, tables, last or "base")
 
 
 def sql(database: str | URL, tables: Tables, start: str = "base", end: str = "head") -> str:
     """Return the SQL text that moves a database from one revision to another; nothing is connected to.
 
     `database` is a URL, of which only the kind of database matters, or the name of one: "postgresql".
+
+    Raises:
+        SettingsError: it is no database that the bus works with, or `tables` names a schema that it cannot have.
+        StoreError: there is no such revision.
     """
     url = database if isinstance(database, URL) else parse_url(database if "://" in database else f"{database}://")
+    kind = url.get_backend_name()
+    if kind not in (*TRANSACTIONAL, *MYSQL):
+        expected = ", ".join((*TRANSACTIONAL, *MYSQL))
+        raise SettingsError(f"database URL names {quote(kind)}, expected one of {expected}")
     text = io.StringIO()
     context = MigrationContext.configure(
-        dialect_name=url.get_backend_name(),
-        opts={
-            "as_sql": True,
-            "output_buffer": text,
-            "transactional_ddl": url.get_backend_name() in ("postgresql", "sqlite"),
-        },
+        dialect_name=kind,
+        opts={"as_sql": True, "output_buffer": text, "transactional_ddl": kind in TRANSACTIONAL},
     )
     with context.begin_transaction():
         move(context, tables, start, end)
@@ -253,21 +260,30 @@ def _scripts() -> ScriptDirectory:
     raise StoreError(f"the migrations are missing, expected them in {package / '_alembic'}")
 
 
-def _resolve(revision: str, start: str | None, tables: Tables) -> str | None:
-    """Return the revision that is meant, seen from `start`; None is base."""
+def _resolve(revision: str, start: str | None, tables: Tables, *, sign: str = "+-") -> str | None:
+    """Return the revision that is meant, seen from `start`; None is base. A relative one begins with one of `sign`."""
     if start is not None:
         _refuse_newer(start, tables)
-    known = (None, *revisions())
     if revision == "head":
-        return known[-1]
+        return head_revision()
     if revision == "base":
         return None
-    if re.fullmatch(r"[+-]\d+", revision) and 0 <= known.index(start) + int(revision) < len(known):
-        return known[known.index(start) + int(revision)]
-    if revision not in known:
-        expected = ", ".join(("base", *revisions()))
-        raise StoreError(f"there is no revision {quote(revision)}, expected {expected} or head")
+    if re.fullmatch(rf"[{sign}][1-9][0-9]{{0,3}}", revision):
+        return _go(start, int(revision))
+    if revision not in revisions():
+        expected = ", ".join(("base", *revisions(), "head"))
+        relative = " or ".join(f"{one}1, {one}2, …" for one in sign)
+        raise StoreError(f"there is no revision {quote(revision)} to go to, expected {expected}, or relative {relative}")
     return revision
+
+
+def _go(start: str | None, steps: int) -> str | None:
+    place = _place(start) + steps
+    if not 0 <= place <= len(revisions()):
+        raise StoreError(
+            f"there is no revision {steps:+d} from {start or 'base'}, they go from base to {head_revision()} (head)"
+        )
+    return (None, *revisions())[place]
 
 
 def _place(revision: str | None) -> int:
@@ -281,6 +297,8 @@ def _migrate(connection: Connection, tables: Tables, start: str | None, end: str
 
 
 def _write_sql(outer: MigrationContext, tables: Tables, start: str | None, end: str | None) -> None:
+    if start == end:
+        return
     context = MigrationContext.configure(
         dialect=outer.dialect,
         opts={

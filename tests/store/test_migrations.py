@@ -179,11 +179,33 @@ async def test_revisions_may_be_relative(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.databases("sqlite")
-@pytest.mark.parametrize("revision", ["9999", "-1", "+99", "", "nonsense'"])
+@pytest.mark.parametrize("revision", ["9999", "-1", "+0", "+", "+1x", "+" + "9" * 5_000, "+١", "", "nonsense'"])
 async def test_an_unknown_revision_is_refused(engine: AsyncEngine, revision: str) -> None:
-    with pytest.raises(StoreError, match=r"there is no revision .*, expected base, 0001"):
+    expected = r"there is no revision .* to go to, expected base, 0001, head, or relative \+1, \+2, …$"
+    with pytest.raises(StoreError, match=expected):
         await upgrade(engine, Tables(), revision)
     assert await everything(engine) == set()
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_downgrade_goes_down_only(engine: AsyncEngine) -> None:
+    with pytest.raises(StoreError, match=r"no revision '\+1' to go to, expected base, 0001, head, or relative -1, -2, …$"):
+        await downgrade(engine, Tables(), "+1")
+
+
+async def test_a_relative_revision_beyond_head_or_below_base_is_refused_and_changes_nothing(
+    engine: AsyncEngine,
+) -> None:
+    tables = Tables()
+    with pytest.raises(StoreError, match=r"there is no revision -1 from base, they go from base to 0001 \(head\)"):
+        await downgrade(engine, tables, "-1")
+    await upgrade(engine, tables)
+    before = await everything(engine)
+    with pytest.raises(StoreError, match=r"there is no revision \+1 from 0001, they go from base to 0001 \(head\)"):
+        await upgrade(engine, tables, "+1")
+    with pytest.raises(StoreError, match="there is no revision -2 from 0001"):
+        await downgrade(engine, tables, "-2")
+    assert await everything(engine) == before
 
 
 @pytest.mark.databases("sqlite", "mysql")
@@ -414,6 +436,28 @@ async def test_each_database_that_runs_the_sql_text_gets_an_epoch_of_its_own(
 
 def test_the_sql_text_needs_no_database_only_its_kind() -> None:
     assert migrations.sql("postgresql", Tables()) == migrations.sql("postgresql+psycopg://nobody@nowhere/x", Tables())
+
+
+@pytest.mark.parametrize(("start", "end", "same"), [("base", "+1", "head"), ("head", "-1", "base")])
+def test_the_sql_text_to_a_relative_revision_is_seen_from_its_start(start: str, end: str, same: str) -> None:
+    assert migrations.sql("postgresql", Tables(), start, end) == migrations.sql("postgresql", Tables(), start, same)
+
+
+@pytest.mark.parametrize(("start", "end"), [("base", "-1"), ("head", "+1")])
+def test_the_sql_text_goes_no_further_than_the_revisions(start: str, end: str) -> None:
+    with pytest.raises(StoreError, match="they go from base to 0001"):
+        migrations.sql("postgresql", Tables(), start, end)
+
+
+@pytest.mark.parametrize("revision", ["base", "head"])
+def test_the_sql_text_from_a_revision_to_itself_does_nothing(revision: str) -> None:
+    assert migrations.sql("postgresql", Tables("bus_", "events"), revision, revision).split() == ["BEGIN;", "COMMIT;"]
+
+
+@pytest.mark.parametrize("name", ["nope", "nope://", "oracle", "mssql+aioodbc://db/app"])
+def test_there_is_no_sql_text_for_other_databases(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"expected one of sqlite, postgresql, mysql, mariadb"):
+        migrations.sql(name, Tables())
 
 
 async def execute_script(engine: AsyncEngine, script: str) -> None:
