@@ -191,14 +191,15 @@ class Node:
         include_processed: bool = False,
         overflow: Overflow | None = None,
         buffer: int | None = None,
-        live_after: int | None = None,
+        processed_before: int | None = None,
         epoch: UUID | None = None,
         on_gap: Callable[[Gap], None] | None = None,
     ) -> Subscription:
         """Open a subscription; it is in place when this returns.
 
-        `live_after`: a replay skips processed events up to this seq only; None: up to the present head. A reader that
-        resumes gives the `live_after` of its first subscription, so that it misses nothing that came since.
+        A replay leaves out what was processed before the subscription began, unless `include_processed`. A reader that
+        resumes gives the `processed_before` of its first subscription: what others have processed since is not left
+        out. None: it begins now.
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
@@ -217,6 +218,7 @@ class Node:
         gaps = []
         if epoch is not None and epoch != head.epoch:
             after = head.first_seq - 1
+            processed_before = None
             gaps.append(Gap(1, max(after, 1), "epoch"))
         elif after + 1 < head.first_seq and start != "earliest":
             gaps.append(Gap(after + 1, head.first_seq - 1, "retention"))
@@ -224,6 +226,10 @@ class Node:
         elif isinstance(start, datetime) and 0 < after < head.first_seq:
             # Everything that is left came later, so perhaps some of what is gone did, too.
             gaps.append(Gap(1, after, "retention"))
+        if include_processed or after >= head.last_seq:
+            processed_before = 0
+        elif processed_before is None:
+            processed_before = await self.store.moment()
         subscription = Subscription(
             chosen,
             after,
@@ -234,10 +240,9 @@ class Node:
                 overflow or self.settings.overflow,
                 min(buffer or self.settings.buffer, self.settings.buffer),
                 self.settings.page_size,
-                include_processed,
             ),
             head=head.last_seq,
-            live_after=head.last_seq if live_after is None else min(live_after, head.last_seq),
+            processed_before=processed_before,
             acknowledge=self._acknowledge_message,
             gaps=gaps,
             on_gap=on_gap,

@@ -41,7 +41,6 @@ class Policy(NamedTuple):
     buffer: int
     """Events that it may fall behind, under `disconnect` and `drop_oldest`; `catch_up` has the node's tail."""
     page_size: int
-    include_processed: bool
 
 
 class Subscription:
@@ -60,7 +59,7 @@ class Subscription:
         reads: asyncio.Semaphore,
         policy: Policy,
         head: int,
-        live_after: int,
+        processed_before: int,
         acknowledge: Callable[[Message], Awaitable[None]],
         gaps: Sequence[Gap] = (),
         on_gap: Callable[[Gap], None] | None = None,
@@ -71,13 +70,15 @@ class Subscription:
         """Where it started: the seq after which it reads."""
         self.position = after
         """The last seq that was looked at for this reader."""
-        self.live_after = live_after
-        """Replay skips processed events up to this seq; later ones are live and never skipped."""
+        self.processed_before = processed_before
+        """A replay leaves out what was processed before this time (unix microseconds, the database's clock), not what
+        somebody has processed since; 0: it leaves nothing out."""
         self.on_close: Callable[[SubscriptionClosed], None] | None = None
         """Called when its policy ends it, whether or not somebody waits in `take`."""
         self._store = store
         self._live = live
         self._reads = reads
+        self._replays_to = head  # what came later cannot have been processed before
         self._joins_at = head  # history up to here is read at the reader's own pace
         self._policy = policy
         self._acknowledge = acknowledge
@@ -319,10 +320,10 @@ class Subscription:
         return Gap(self.position + 1, last_removed, "retention")
 
     async def _without_processed(self, messages: list[Message]) -> list[Message]:
-        old = [message.seq for message in messages if message.seq <= self.live_after]
-        if self._policy.include_processed or not old:
+        old = [message.seq for message in messages if message.seq <= self._replays_to]
+        if self.processed_before == 0 or not old:
             return messages
-        processed = await self._store.processed(old[0] - 1, old[-1])
+        processed = await self._store.processed(old[0] - 1, old[-1], self.processed_before)
         return [message for message in messages if message.seq not in processed]
 
     def _join(self) -> bool:

@@ -319,7 +319,7 @@ class ClientSession:
             self._settle(request, _receipts(ok, request.events) if request.events else None)
         elif reading := self._unconfirmed.pop(ok.id, None):
             after = _integer(ok.result["after"])
-            reading.confirm(after, _integer(ok.result.get("live_after", after)), welcome.epoch)
+            reading.confirm(after, _integer(ok.result.get("processed_before", 0)), welcome.epoch)
             self.changed.add(reading)
 
     def _on_failed(self, failed: Failed, now: float) -> None:

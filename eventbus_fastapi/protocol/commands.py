@@ -59,8 +59,8 @@ class Subscribe(NamedTuple):
     start: Start = "now"
     epoch: UUID | None = None
     include_processed: bool = False
-    live_after: int | None = None
-    """Events after this seq come even if they are processed: for this reader they are live. None: after the head."""
+    processed_before: int | None = None
+    """A replay leaves out what was processed before this time, unix microseconds. None: before now."""
     credit: int | None = None
     """None: no limit."""
     overflow: Overflow | None = None
@@ -194,7 +194,7 @@ def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Setting
         _start(frame),
         fields.message_id(frame, "epoch"),
         fields.boolean(frame, "include_processed") or False,
-        fields.integer(frame, "live_after", 0, fields.MAX_SEQ),
+        fields.integer(frame, "processed_before", 0, fields.MAX_SEQ),
         fields.integer(frame, "credit"),
         cast("Overflow | None", fields.choice(frame, "overflow", get_args(Overflow))),
         fields.integer(frame, "buffer", maximum=limits.buffer),

@@ -26,7 +26,7 @@ class Reading:
         "_consumed",
         "_from",
         "_items",
-        "_live_after",
+        "_processed_before",
         "_received",
         "_server_epoch",
         "attempts",
@@ -62,8 +62,8 @@ class Reading:
         self._from = 0
         """Where this connection started."""
         self._server_epoch: UUID | None = None
-        self._live_after: int | None = None
-        """Up to where a replay skips processed events; None until the server has said so."""
+        self._processed_before: int | None = None
+        """A replay leaves out what was processed before this time; None until the server has said so."""
         self._consumed = 0
         """Events that no longer wait here, and for which no new credit was given yet."""
 
@@ -81,20 +81,24 @@ class Reading:
         self._consumed = 0
         start = self.options.start if self.position is None else self.position
         return self.options._replace(
-            id=frame_id, start=start, epoch=self.epoch, credit=self.window, live_after=self._live_after
+            id=frame_id,
+            start=start,
+            epoch=self.epoch,
+            credit=self.window,
+            processed_before=self._processed_before,
         )
 
     def suspend(self) -> None:
         """Note that the server sends nothing more. What has arrived may still be taken meanwhile."""
         self.is_confirmed = False
 
-    def confirm(self, after: int, live_after: int, epoch: UUID) -> None:
+    def confirm(self, after: int, processed_before: int, epoch: UUID) -> None:
         """Note the server's answer: it sends what follows `after`, in the log named `epoch`.
 
-        What follows the first `live_after` is live for this subscription, on every later connection, too.
+        The first `processed_before` says when this subscription began, on every later connection, too.
         """
-        if self._live_after is None or epoch != self.epoch:
-            self._live_after = live_after
+        if self._processed_before is None or epoch != self.epoch:
+            self._processed_before = processed_before
         self.is_confirmed = True
         self._from = self._received = after
         self._server_epoch = epoch

@@ -314,7 +314,7 @@ class Connection:
             include_processed=command.include_processed,
             overflow=command.overflow,
             buffer=command.buffer,
-            live_after=command.live_after,
+            processed_before=command.processed_before,
             epoch=command.epoch,
         )
         subscription.on_close = self._note_closed
@@ -327,8 +327,8 @@ class Connection:
             auto_ack=self._auto_ack,
         )
         # Its events begin after the `ok`, which tells the client what they belong to.
-        after, live_after = subscription.after, subscription.live_after
-        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=after, live_after=live_after)
+        after, processed_before = subscription.after, subscription.processed_before
+        self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=after, processed_before=processed_before)
 
     def _unused_sub(self) -> int:
         return next(sub for sub in itertools.count(1) if sub not in self._feeds)

@@ -252,6 +252,10 @@ class Store(Database):
         self._note_clock(row[0])
         return int(row[0])
 
+    async def moment(self) -> int:
+        """Return a time before which every ack so far was stored, and no later one will be; unix microseconds."""
+        return await self.now() + 1
+
     def estimate_now(self) -> int:
         """Return about what the database's clock says, unix microseconds: this host's clock, corrected by the
         difference last seen. For what cannot wait for a round trip.
@@ -292,10 +296,11 @@ class Store(Database):
             raise NotFound(f"no event at seq {seq}")
         return StoredEvent(Message(*row[:-1]), "pending" if row[-1] is None else "processed")
 
-    async def processed(self, after: int, up_to: int) -> set[int]:
-        """Return which seqs in (after, up_to] are processed."""
+    async def processed(self, after: int, up_to: int, before: int) -> set[int]:
+        """Return which seqs in (after, up_to] were processed before a time (unix microseconds)."""
+        parameters = {"after": after, "up_to": up_to, "before": before}
         async with self._translated(), self._reader() as connection:
-            rows = await connection.execute(self.sql.processed_between, {"after": after, "up_to": up_to})
+            rows = await connection.execute(self.sql.processed_between, parameters)
             return set(rows.scalars())
 
     async def seek(self, time: int) -> int:

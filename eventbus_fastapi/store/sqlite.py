@@ -30,6 +30,9 @@ from eventbus_fastapi.store.statements import Statements
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+CLOCK_TICK = 1_000
+"""What the clock of SQLite can tell apart, microseconds."""
+
 
 class SQLiteStore(Store):
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
@@ -53,6 +56,12 @@ class SQLiteStore(Store):
     async def stop(self) -> None:
         self._appender.close()
         await super().stop()
+
+    async def moment(self) -> int:
+        """Its clock ticks in milliseconds: wait until this one is over."""
+        now = await self.now()
+        await asyncio.sleep(2 * CLOCK_TICK / 1_000_000)
+        return now + CLOCK_TICK
 
     @contextlib.asynccontextmanager
     async def _writer(self) -> AsyncIterator[AsyncConnection]:

@@ -153,6 +153,7 @@ class Statements:
         self.processed_between: Query = select(processed.c.seq).where(
             processed.c.seq > bindparam("after", type_=BigInteger),
             processed.c.seq <= bindparam("up_to", type_=BigInteger),
+            processed.c.processed_at < bindparam("before", type_=BigInteger),
         )
 
         # --- acknowledging ---

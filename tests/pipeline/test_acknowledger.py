@@ -13,6 +13,9 @@ from eventbus_fastapi.pipeline.acknowledger import Acknowledger
 from eventbus_fastapi.store import Ack, Store
 from tests.drafts import drafts
 
+LATER = 2**62
+"""A time after every ack."""
+
 
 @pytest.fixture
 def acknowledger(store: Store) -> Acknowledger:
@@ -24,7 +27,7 @@ async def test_acks_of_many_callers_are_one_commit(store: Store, acknowledger: A
     answers = [acknowledger.submit([Ack(seq)]) for seq in range(1, 21)]
     assert await acknowledger.run_once() is None
     assert [answer.result() for answer in answers] == [1] * 20
-    assert await store.processed(0, 20) == set(range(1, 21))
+    assert await store.processed(0, 20, LATER) == set(range(1, 21))
 
 
 async def test_the_answer_counts_what_is_processed_now(store: Store, acknowledger: Acknowledger) -> None:
@@ -46,7 +49,7 @@ async def test_a_refused_ack_fails_its_caller_and_no_other(store: Store, acknowl
         missing.result()
     with pytest.raises(AckMismatch):
         mistaken.result()
-    assert await store.processed(0, 3) == {1, 2}
+    assert await store.processed(0, 3, LATER) == {1, 2}
 
 
 async def test_a_commit_takes_a_bounded_number_of_acks(store: Store, acknowledger: Acknowledger) -> None:

@@ -170,7 +170,7 @@ def test_a_subscription_may_say_everything() -> None:
             "sub": "mine",
             "epoch": ID,
             "include_processed": True,
-            "live_after": 7,
+            "processed_before": 7,
             "credit": 10,
             "overflow": "drop_oldest",
             "buffer": 100,

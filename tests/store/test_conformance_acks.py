@@ -12,6 +12,9 @@ from eventbus_fastapi.store import Ack, Store
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 
+LATER = 2**62
+"""A time after every ack."""
+
 
 async def status(store: Store, *seqs: int) -> list[str]:
     return [(await store.get(seq)).status for seq in seqs]
@@ -71,7 +74,7 @@ async def test_one_refused_ack_of_an_event_does_not_undo_another(store: Store) -
 async def test_thousands_of_acks_are_one_commit(store: Store) -> None:
     await store.append(drafts(1_800))
     assert await store.acknowledge([Ack(seq) for seq in range(1_800, 0, -1)]) == [None] * 1_800
-    assert await store.processed(0, 1_800) == set(range(1, 1_801))
+    assert await store.processed(0, 1_800, LATER) == set(range(1, 1_801))
 
 
 async def test_no_acks_are_no_work(store: Store) -> None:
@@ -81,9 +84,18 @@ async def test_no_acks_are_no_work(store: Store) -> None:
 async def test_processed_tells_a_range_after_one_seq_up_to_another(store: Store) -> None:
     await store.append(drafts(6))
     await store.acknowledge([Ack(seq) for seq in (1, 2, 4, 6)])
-    assert await store.processed(1, 4) == {2, 4}
-    assert await store.processed(4, 5) == set()
-    assert await store.processed(0, 100) == {1, 2, 4, 6}
+    assert await store.processed(1, 4, LATER) == {2, 4}
+    assert await store.processed(4, 5, LATER) == set()
+    assert await store.processed(0, 100, LATER) == {1, 2, 4, 6}
+
+
+async def test_a_moment_lies_between_the_acks_before_it_and_those_after_it(store: Store) -> None:
+    for seq in range(1, 20, 2):
+        await store.append(drafts(2))
+        await store.acknowledge([Ack(seq)])
+        moment = await store.moment()
+        await store.acknowledge([Ack(seq + 1)])
+        assert await store.processed(seq - 1, seq + 1, moment) == {seq}
 
 
 async def test_two_nodes_may_acknowledge_the_same_events_at_once(store: Store, open_another: OpenStore) -> None:
@@ -92,7 +104,7 @@ async def test_two_nodes_may_acknowledge_the_same_events_at_once(store: Store, o
     acks = [Ack(seq) for seq in range(1, 41)]
     answers = await asyncio.gather(*(node.acknowledge(acks) for node in (store, other, store, other)))
     assert answers == [[None] * 40] * 4
-    assert await store.processed(0, 40) == set(range(1, 41))
+    assert await store.processed(0, 40, LATER) == set(range(1, 41))
 
 
 async def test_the_mark_goes_with_the_event(store: Store) -> None:
