@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import ssl as _ssl
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidURI
@@ -61,14 +63,12 @@ class ClientConfig:
     """Largest frame accepted from the server, bytes. It must hold the largest event. Defaults to 16 MiB."""
 
     def __post_init__(self) -> None:
-        _check_url(self.url, self.ssl)
-        for name in ("reconnect_interval", "max_reconnect_interval", "open_timeout"):
-            _check(seconds(getattr(self, name)) > 0, name, "a duration above 0", getattr(self, name))
-        _check(seconds(self.close_timeout) >= 0, "close_timeout", "a duration of 0 or more", self.close_timeout)
-        for name in ("max_pending", "max_pending_bytes", "window", "max_frame"):
-            _check(getattr(self, name) >= 1, name, "an integer above 0", getattr(self, name))
-        if self.max_retries is not None:
-            _check(self.max_retries >= 0, "max_retries", "None or an integer of 0 or more", self.max_retries)
+        for name, (expected, is_usable) in _RULES.items():
+            value = getattr(self, name)
+            if not is_usable(value):
+                raise SettingsError(f"{name}: expected {expected}, got {_shown(name, value)}")
+        if self.ssl is not None and not self.url.startswith("wss:"):
+            raise SettingsError("ssl: it goes with a wss:// url only, got ws://")
 
     @property
     def address(self) -> str:
@@ -93,16 +93,97 @@ def address(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _check_url(url: str, ssl: _ssl.SSLContext | None) -> None:
+# --- what can be used ----------------------------------------------------------------------------
+
+_MAX_COUNT = 2**53 - 1
+"""Largest integer that every JSON implementation holds exactly: the server is told the window."""
+_PROXIES = frozenset({"http", "https", "socks4", "socks4a", "socks5", "socks5h"})
+_HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_CREDENTIALS = re.compile(r"//.*@", re.DOTALL)
+
+
+def _is_server(url: object) -> bool:
     try:
-        uri = parse_uri(url)
-    except (InvalidURI, ValueError, AttributeError, TypeError):
-        # `from None`: the error of the library quotes the whole URL, which may hold a password.
-        raise SettingsError(f"url: expected ws://host:port/path or wss://…, got {quote(address(str(url)))}") from None
-    if ssl is not None and not uri.secure:
-        raise SettingsError("ssl: it goes with a wss:// url only, got ws://")
+        return isinstance(url, str) and _is_host(parse_uri(url).host)
+    except (InvalidURI, ValueError):
+        return False
 
 
-def _check(is_usable: bool, name: str, expected: str, got: object) -> None:
-    if not is_usable:
-        raise SettingsError(f"{name}: expected {expected}, got {quote(got)}")
+def _is_proxy(proxy: object) -> bool:
+    if not isinstance(proxy, str):
+        return proxy is None or proxy is True
+    try:
+        parts = urlsplit(proxy)
+        return parts.scheme in _PROXIES and _is_host(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_host(name: str | None) -> bool:
+    """Say whether a host can be looked up.
+
+    Raises:
+        UnicodeError: it cannot: a label of it is empty or too long.
+    """
+    return bool(name and name.encode("idna"))
+
+
+def _are_headers(headers: object) -> bool:
+    return headers is None or (isinstance(headers, Mapping) and all(map(_is_header, headers.items())))
+
+
+def _is_header(header: tuple[object, object]) -> bool:
+    name, value = header
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _HEADER_NAME.fullmatch(name) is not None
+        and _HEADER_VALUE.fullmatch(value) is not None
+    )
+
+
+def _is_duration(duration: object) -> bool:
+    amount = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    # bool is an int to Python, and `open_timeout=True` is a slip to us. The comparison is false for NaN, too.
+    return isinstance(amount, int | float) and not isinstance(amount, bool) and 0 <= amount <= sys.float_info.max
+
+
+def _is_integer(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= _MAX_COUNT
+
+
+_ABOVE_0 = (
+    "a duration above 0, in seconds or as a timedelta",
+    lambda value: _is_duration(value) and seconds(value) > 0,
+)
+_COUNT = ("an integer from 1 to 2**53 - 1", lambda value: _is_integer(value, 1))
+
+_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "url": ("ws://host:port/path or wss://…", _is_server),
+    "headers": ("None or names of HTTP headers, each with a line of ISO-8859-1 text", _are_headers),
+    "ssl": ("None or an ssl.SSLContext", lambda value: isinstance(value, _ssl.SSLContext | None)),
+    "proxy": ("True, None or http://host:port, https://…, socks5://…", _is_proxy),
+    "reconnect_interval": _ABOVE_0,
+    "max_reconnect_interval": _ABOVE_0,
+    "max_retries": ("None or an integer of 0 or more", lambda value: value is None or _is_integer(value, 0)),
+    "open_timeout": _ABOVE_0,
+    "close_timeout": ("a duration of 0 or more, in seconds or as a timedelta", _is_duration),
+    "max_pending": _COUNT,
+    "max_pending_bytes": _COUNT,
+    "window": _COUNT,
+    "max_frame": _COUNT,
+}
+"""What each setting may be, in words and as a test."""
+
+
+def _shown(name: str, value: object) -> str:
+    """Show a value that cannot be used, without the secrets that it may hold."""
+    if name not in ("url", "proxy", "headers"):
+        return quote(value)
+    if isinstance(value, str) and name != "headers":
+        return quote(address(_CREDENTIALS.sub("//", value)))
+    if isinstance(value, Mapping):
+        header, text = next(header for header in value.items() if not _is_header(header))
+        return f"{quote(header)} with {'another text' if isinstance(text, str) else type(text).__name__}"
+    return type(value).__name__

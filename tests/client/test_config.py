@@ -22,14 +22,36 @@ from eventbus_fastapi.errors import SettingsError
         ({"url": 7}, "url: expected ws://host:port/path"),
         ({"url": "ws://[/ws"}, "url: expected ws://host:port/path"),
         ({"url": "ws://host:port/ws"}, "url: expected ws://host:port/path"),
+        ({"url": "ws://a..b/ws"}, "url: expected ws://host:port/path or wss://…, got 'ws://a..b/ws'"),
+        ({"url": f"ws://{'a' * 64}/ws"}, "url: expected ws://host:port/path"),
         ({"ssl": ssl.create_default_context()}, "ssl: it goes with a wss:// url only"),
-        ({"reconnect_interval": 0}, "reconnect_interval: expected a duration above 0, got 0"),
+        ({"ssl": True}, "ssl: expected None or an ssl.SSLContext, got True"),
+        ({"headers": 5}, "headers: expected None or names of HTTP headers, .* got int"),
+        ({"headers": {"a b": "c"}}, "headers: .* got 'a b' with another text"),
+        ({"headers": {"a": 5}}, "headers: .* got 'a' with int"),
+        ({"headers": {"a": "b\r\nc: d"}}, "headers: .* got 'a' with another text"),
+        ({"headers": {"a": "\u20ac"}}, "headers: .* got 'a' with another text"),
+        ({"proxy": 5}, "proxy: expected True, None or http://host:port, .* got int"),
+        ({"proxy": False}, "proxy: .* got bool"),
+        ({"proxy": "host:3128"}, "proxy: "),
+        ({"proxy": "http://a..b:3128"}, "proxy: .* got 'http://a..b:3128'"),
+        ({"proxy": "http://host:99999"}, "proxy: "),
+        ({"reconnect_interval": 0}, "reconnect_interval: expected a duration above 0, .* got 0"),
         ({"max_reconnect_interval": timedelta(0)}, "max_reconnect_interval: expected a duration above 0"),
         ({"open_timeout": float("nan")}, "open_timeout"),
         ({"close_timeout": -1}, "close_timeout: expected a duration of 0 or more"),
-        ({"max_pending": 0}, "max_pending: expected an integer above 0"),
-        ({"window": 0}, "window"),
+        ({"open_timeout": True}, "open_timeout: .* got True"),
+        ({"reconnect_interval": "1"}, "reconnect_interval: expected a duration above 0, .* got '1'"),
+        ({"reconnect_interval": float("inf")}, "reconnect_interval: .* got inf"),
+        ({"max_reconnect_interval": 10**400}, "max_reconnect_interval"),
+        ({"max_pending": 0}, r"max_pending: expected an integer from 1 to 2\*\*53 - 1, got 0"),
+        ({"max_pending_bytes": True}, "max_pending_bytes: .* got True"),
+        ({"window": 1.5}, "window: .* got 1.5"),
+        ({"window": 2**70}, "window"),
+        ({"max_frame": 1.5}, "max_frame"),
         ({"max_retries": -1}, "max_retries"),
+        ({"max_retries": 1.5}, "max_retries: expected None or an integer of 0 or more, got 1.5"),
+        ({"max_retries": True}, "max_retries"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, Any], said: str) -> None:
@@ -63,3 +85,20 @@ def test_no_secret_is_shown(url: str) -> None:
         shown = repr(config) + repr(EventBusClient(config))
         assert "wss://host:1/ws" in shown
     assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "ws://user:x/secret@host/ws"},
+        {"url": b"ws://user:secret@host/ws"},
+        {"proxy": "ftp://user:secret@proxy"},
+        {"proxy": "http://user:x/secret@proxy"},
+        {"headers": "Authorization: secret"},
+        {"headers": {"Authorization": "secret\n"}},
+    ],
+)
+def test_no_secret_is_shown_of_a_setting_that_cannot_be_used(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        ClientConfig(**settings)
+    assert "secret" not in f"{refused.value!r} {refused.value.__cause__!r}"

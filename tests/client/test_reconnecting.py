@@ -316,7 +316,7 @@ async def test_an_http_error_of_the_server_s_is_tried_again(status: int) -> None
 
 async def test_a_proxy_that_cannot_be_used_ends_it_without_showing_its_password(server: ScriptedServer) -> None:
     with pytest.raises(ConnectionRefused, match="InvalidProxy") as caught:
-        await EventBusClient.connect(server.config(proxy="ftp://user:secret@proxy"))
+        await EventBusClient.connect(server.config(proxy="http://user:secret@proxy/path"))
     assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
