@@ -68,6 +68,8 @@ class Node:
         self._running: dict[service.Stage, asyncio.Task[None]] = {}
         self._is_running = False
         self._starting: asyncio.Task[None] | None = None
+        self._starters = 0  # who waits for it
+        self._stopping: asyncio.Task[None] | None = None
         self._build()
 
     def _build(self) -> None:
@@ -88,18 +90,35 @@ class Node:
         return self._is_running
 
     async def start(self) -> None:
-        """Connect, check the schema and start the stages. Starting twice is once.
+        """Connect, check the schema and start the stages. Starting twice is once; during a stop it waits for its end.
+
+        Cancelled, it leaves nothing running, unless somebody else waits for the start, too.
 
         Raises:
             SchemaOutdated: the tables are missing or of another version; the message names the command to run.
             StoreUnavailable: the database cannot be reached.
+            NotRunning: the bus was stopped meanwhile.
         """
+        while self._stopping is not None:
+            await asyncio.wait([self._stopping])
         if self._is_running:
             return
         if self._starting is None:
             self._starting = asyncio.create_task(self._start(), name="eventbus-start")
             self._starting.add_done_callback(self._note_started)
-        await asyncio.shield(self._starting)  # whoever asked first may give up; the others do not
+        starting = self._starting
+        self._starters += 1
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            if self._starters == 1:
+                await self.stop()
+            raise
+        finally:
+            self._starters -= 1
+        if starting.cancelled():
+            raise NotRunning("the bus was stopped while it started")
+        starting.result()
 
     def _note_started(self, starting: asyncio.Task[None]) -> None:
         self._starting = None
@@ -127,10 +146,24 @@ class Node:
         logger.info("started on %s", self.store.engine.dialect.name)
 
     async def stop(self) -> None:
-        """Store what was taken, end subscriptions and stages, disconnect. Stopping twice is once."""
-        if not self._is_running:
-            return
-        self._is_running = False
+        """Store what was taken, end subscriptions and stages, disconnect. Stopping twice is once.
+
+        A start that is under way is given up. Cancelled, the stop goes on by itself.
+        """
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        if self._stopping is None and self._is_running:
+            self._is_running = False
+            self._stopping = asyncio.create_task(self._stop(), name="eventbus-stop")
+            self._stopping.add_done_callback(self._note_stopped)
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+
+    def _note_stopped(self, stopping: asyncio.Task[None]) -> None:
+        self._stopping = None
+
+    async def _stop(self) -> None:
         await self.publisher.close(STOP_GRACE)
         for subscription in tuple(self._subscriptions):
             subscription.close()

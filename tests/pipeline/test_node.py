@@ -23,6 +23,12 @@ def tasks() -> set[str]:
     return {name for task in asyncio.all_tasks() if (name := task.get_name()).startswith("eventbus-")}
 
 
+async def turn_loop(times: int) -> None:
+    """Let the tasks of the loop run for some turns."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
 # --- life ----------------------------------------------------------------------------------------
 
 
@@ -45,6 +51,63 @@ async def test_starting_and_stopping_twice_is_once(open_node: OpenNode) -> None:
     assert len(tasks()) == 5
     await node.stop()
     await node.stop()
+    assert not node.is_running
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_running(tmp_path: Path) -> None:
+    for turns in range(40):
+        node = Node(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+        starting = asyncio.create_task(node.start())
+        await turn_loop(turns)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        if starting.cancelled():
+            assert not node.is_running
+            assert tasks() == set()
+        await node.start()
+        await node.stop()
+
+
+async def test_a_start_that_is_cancelled_goes_on_for_whoever_else_waits_for_it(tmp_path: Path) -> None:
+    node = Node(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+    one, other = [asyncio.create_task(node.start()) for _ in range(2)]
+    await turn_loop(3)
+    one.cancel()
+    await other
+    assert node.is_running
+    await node.stop()
+
+
+async def test_a_stop_during_a_start_gives_the_start_up(tmp_path: Path) -> None:
+    node = Node(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+    starting = asyncio.create_task(node.start())
+    await turn_loop(3)
+    await node.stop()
+    with pytest.raises(NotRunning, match="stopped while it started"):
+        await starting
+    assert not node.is_running
+    assert tasks() == set()
+
+
+async def test_a_start_during_a_stop_starts_anew(tmp_path: Path) -> None:
+    node = Node(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+    await node.start()
+    stopping = asyncio.create_task(node.stop())
+    await turn_loop(1)
+    await node.start()
+    await stopping
+    assert (await node.submit([draft()]))[0].seq == 1
+    await node.stop()
+
+
+async def test_a_stop_that_is_cancelled_goes_on(tmp_path: Path) -> None:
+    node = Node(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+    await node.start()
+    stopping = asyncio.create_task(node.stop())
+    await turn_loop(1)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    await eventually(lambda: tasks() == set())
     assert not node.is_running
 
 
