@@ -13,6 +13,7 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import EventBusError, StoreUnavailable
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.node import Node
+from eventbus_fastapi.server import tasks
 from eventbus_fastapi.store import Ack
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,7 @@ class AutoAck:
         if self._marking is None:
             return
         await asyncio.wait((self._marking,), timeout=timeout)
-        self._marking.cancel()
-        await asyncio.gather(self._marking, return_exceptions=True)
+        await tasks.end(self._marking)
         if self._waiting:
             logger.warning("could not mark %d sent events as processed", len(self._waiting))
 

@@ -19,6 +19,7 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.protocol import frames
 from eventbus_fastapi.protocol.events import Sub, event_frame, event_object
+from eventbus_fastapi.server import tasks
 from eventbus_fastapi.server.auto_ack import AutoAck
 from eventbus_fastapi.server.outlet import Outlet
 from eventbus_fastapi.server.sent import Sent
@@ -108,8 +109,7 @@ class Feed:
         self.subscription.on_close = None
         self.subscription.close()
         if self.task is not None:
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
+            await tasks.end(self.task)
 
     async def acknowledge_up_to(self, seq: int, node: Node) -> int:
         """Mark processed what was sent so far up to a seq; return how many events are."""

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from eventbus_fastapi.errors import EventBusError, SlowConsumer
 from eventbus_fastapi.protocol.frames import Bye, server_frame
+from eventbus_fastapi.server import tasks
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,7 @@ class Outlet:
         except TimeoutError:
             logger.info("gave up closing a connection whose client does not read")
         finally:
-            closing.cancel()
-            leaving.cancel()
-            await asyncio.gather(closing, leaving, return_exceptions=True)
+            await tasks.end(closing, leaving)
 
     async def _close(self, ending: Ending, with_bye: bool) -> None:
         if with_bye:

@@ -50,6 +50,7 @@ from eventbus_fastapi.protocol.commands import (
     parse_client_frame,
 )
 from eventbus_fastapi.protocol.events import Sub
+from eventbus_fastapi.server import tasks
 from eventbus_fastapi.server.auto_ack import AutoAck
 from eventbus_fastapi.server.feed import Feed
 from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
@@ -161,10 +162,7 @@ class Connection:
         for feed in self._feeds.values():
             feed.subscription.on_close = None
             feed.subscription.close()
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.end(*self._tasks)
         self._replies.close()
         if self._acks:
             await asyncio.wait(self._acks, timeout=self._settings.statement_timeout)
