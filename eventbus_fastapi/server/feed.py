@@ -53,7 +53,9 @@ class Feed:
         sub: Sub,
         subscription: Subscription,
         outlet: Outlet,
+        node: Node,
         *,
+        acknowledging: asyncio.Lock,
         is_plain: bool,
         credit: int | None,
         auto_ack: AutoAck | None,
@@ -62,11 +64,14 @@ class Feed:
         self.subscription = subscription
         self.task: asyncio.Task[None] | None = None
         self._outlet = outlet
+        self._node = node
         self._is_plain = is_plain
         self._credit = credit
         self._has_credit = asyncio.Event()
         self._auto_ack = auto_ack
         self._sent = Sent(subscription.after)
+        self._acknowledging = acknowledging  # held while a range is marked, by one feed of the connection
+        self._ack_to = 0
         self._is_taking = False
         self.allow(0)
 
@@ -111,17 +116,29 @@ class Feed:
         if self.task is not None:
             await tasks.end(self.task)
 
-    async def acknowledge_up_to(self, seq: int, node: Node) -> int:
-        """Mark processed what was sent so far up to a seq; return how many events are."""
+    async def acknowledge_up_to(self, seq: int) -> int:
+        """Mark processed what was sent so far up to a seq; return how many events are.
+
+        Calls take turns. The first one does what those that wait have asked for, and they find nothing left.
+        """
+        self._ack_to = max(self._ack_to, min(seq, self._sent.last_seq))
         acked = 0
-        for after, until in self._sent.up_to(seq):
-            next_after: int | None = after
-            while next_after is not None and next_after < until:
-                page = await node.history(self.subscription.patterns, next_after, ACKS_AT_ONCE)
-                acked += await _acknowledge([message for message in page.messages if message.seq <= until], node)
-                next_after = page.next
-        self._sent.forget(seq)
+        async with self._acknowledging:
+            ack_to = self._ack_to
+            while (run := self._sent.first_up_to(ack_to)) is not None:
+                after, until = run
+                page = await self._node.history(self.subscription.patterns, after, ACKS_AT_ONCE)
+                acked += await self._acknowledge([message for message in page.messages if message.seq <= until])
+                self._sent.forget(until if page.next is None else page.next)
         return acked
+
+    async def _acknowledge(self, messages: Sequence[Message]) -> int:
+        if not messages:
+            return 0
+        try:
+            return await self._node.acknowledge([Ack(message.seq) for message in messages])
+        except NotFound:  # one has expired since it was read; the others count
+            return len(messages)
 
     async def _take(self) -> list[Item]:
         await self._has_credit.wait()
@@ -208,12 +225,3 @@ def _join(parts: list[Frame]) -> Frame:
         return parts[0]
     messages = [message for part in parts for message in part.messages]
     return Frame(frames.joined([part.text for part in parts]), messages, parts[-1].gap)
-
-
-async def _acknowledge(messages: Sequence[Message], node: Node) -> int:
-    if not messages:
-        return 0
-    try:
-        return await node.acknowledge([Ack(message.seq) for message in messages])
-    except NotFound:  # one has expired since it was read; the others count
-        return len(messages)

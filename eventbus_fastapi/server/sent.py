@@ -15,7 +15,12 @@ from eventbus_fastapi.pipeline.channel import Gap
 class Sent:
     def __init__(self, after: int) -> None:
         self._runs: list[tuple[int, int]] = [(after, after)]
-        """(exclusive, inclusive), ascending."""
+        """(exclusive, inclusive), ascending. The last one grows."""
+
+    @property
+    def last_seq(self) -> int:
+        """No event after this seq was sent."""
+        return self._runs[-1][1]
 
     def note(self, messages: Sequence[Message]) -> None:
         """Events were sent."""
@@ -26,19 +31,23 @@ class Sent:
                 return
 
     def note_gap(self, gap: Gap) -> None:
-        """Events were left out."""
+        """Events were left out. What another log had (`epoch`) has no place in this one."""
+        if gap.reason == "epoch":
+            return
         after, until = self._runs[-1]
         if after == until:
             self._runs.pop()
         self._runs.append((gap.last_seq, gap.last_seq))
 
-    def up_to(self, seq: int) -> list[tuple[int, int]]:
-        """Return the runs up to `seq`, inclusive."""
-        return [(after, min(until, seq)) for after, until in self._runs if after < min(until, seq)]
+    def first_up_to(self, seq: int) -> tuple[int, int] | None:
+        """Return the first run, up to `seq`, inclusive; None: nothing is left up to there."""
+        after, until = self._runs[0]
+        return (after, min(until, seq)) if after < min(until, seq) else None
 
     def forget(self, seq: int) -> None:
-        """Everything up to `seq` was acknowledged: `up_to` need not return it again."""
-        latest = self._runs[-1]
-        self._runs = [(max(after, min(until, seq)), until) for after, until in self._runs if until > seq]
-        if not self._runs:
-            self._runs = [(latest[1], latest[1])]
+        """Do not return again what the first run has up to `seq`; the rest stays, also what was sent meanwhile."""
+        after, until = self._runs[0]
+        if seq < until or len(self._runs) == 1:
+            self._runs[0] = (max(after, min(until, seq)), until)
+        else:
+            del self._runs[0]

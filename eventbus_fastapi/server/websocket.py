@@ -112,6 +112,7 @@ class Connection:
         self._feeds: dict[Sub, Feed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._acks: set[asyncio.Task[int]] = set()
+        self._acknowledging = asyncio.Lock()
         self._bad_frames = 0
         self._has_pinged = False
         self._listening_since: float | None = None  # None while we do something and do not listen
@@ -320,6 +321,8 @@ class Connection:
             sub,
             subscription,
             self._outlet,
+            self._node,
+            acknowledging=self._acknowledging,
             is_plain=self._is_plain,
             credit=command.credit,
             auto_ack=self._auto_ack,
@@ -368,7 +371,7 @@ class Connection:
             case Acknowledge(events=events):
                 acking = self._node.acknowledge([Ack(*event) for event in events])
             case AcknowledgeUpTo(sub=sub, up_to=up_to):
-                acking = self._feed(sub).acknowledge_up_to(up_to, self._node)
+                acking = self._feed(sub).acknowledge_up_to(up_to)
         task = asyncio.create_task(acking, name=f"websocket-{self.id}-ack")
         self._acks.add(task)
         task.add_done_callback(self._acks.discard)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from eventbus_fastapi.pipeline.channel import Batch
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.server.feed import Feed
 from eventbus_fastapi.server.outlet import Ending, Outlet
+from tests.waiting import eventually
 
 
 class Socket:
@@ -31,12 +34,15 @@ async def eventbus(tmp_path: Path) -> AsyncIterator[EventBus]:
         yield eventbus
 
 
-def feed(subscription: Subscription, sub: int | str, socket: Socket) -> Feed:
+def feed(eventbus: EventBus, subscription: Subscription, sub: int | str = 1, socket: Socket | None = None) -> Feed:
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
 
-    outlet = Outlet(socket, send_timeout=1, on_end=fail)  # type: ignore[arg-type]
-    return Feed(sub, subscription, outlet, is_plain=False, credit=None, auto_ack=None)
+    outlet = Outlet(socket or Socket(), send_timeout=1, on_end=fail)  # type: ignore[arg-type]
+    lock = asyncio.Lock()
+    return Feed(
+        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=False, credit=None, auto_ack=None
+    )
 
 
 async def batch_of(eventbus: EventBus) -> tuple[Subscription, Batch]:
@@ -49,8 +55,8 @@ async def batch_of(eventbus: EventBus) -> tuple[Subscription, Batch]:
 async def test_a_frame_is_built_once_for_all_who_use_the_usual_ids(eventbus: EventBus) -> None:
     subscription, batch = await batch_of(eventbus)
 
-    [one] = feed(subscription, 1, Socket())._frames([batch])
-    [other] = feed(subscription, 1, Socket())._frames([batch])
+    [one] = feed(eventbus, subscription)._frames([batch])
+    [other] = feed(eventbus, subscription)._frames([batch])
 
     assert one.text is other.text
     assert [event["seq"] for event in json.loads(one.text)] == [1, 2]
@@ -60,7 +66,7 @@ async def test_a_frame_is_built_once_for_all_who_use_the_usual_ids(eventbus: Eve
 async def test_texts_for_ids_of_a_clients_own_making_are_not_kept(eventbus: EventBus, sub: int | str) -> None:
     subscription, batch = await batch_of(eventbus)
 
-    [frame] = feed(subscription, sub, Socket())._frames([batch])
+    [frame] = feed(eventbus, subscription, sub)._frames([batch])
 
     assert {event["sub"] for event in json.loads(frame.text)} == {sub}
     assert not batch._texts
@@ -71,7 +77,72 @@ async def test_several_batches_share_a_frame_until_it_is_full(eventbus: EventBus
     subscription = await eventbus.node.subscribe(["a"], 0)
     batches = [Batch([await anext(subscription)]) for _ in range(5)]
 
-    frames = list(feed(subscription, 1, Socket())._frames(batches))
+    frames = list(feed(eventbus, subscription)._frames(batches))
 
     assert [len(frame.messages) for frame in frames] == [2, 2, 1]
     assert [message.seq for frame in frames for message in frame.messages] == [1, 2, 3, 4, 5]
+
+
+# --- acks up to a seq ----------------------------------------------------------------------------
+
+
+async def sent(feed: Feed, socket: Socket, count: int) -> None:
+    """Wait until so many events went out."""
+    await eventually(lambda: sum(text.count('"type":"event"') for text in socket.texts) == count)
+
+
+async def statuses(eventbus: EventBus, last: int) -> set[str]:
+    return {(await eventbus.get(seq)).status for seq in range(1, last + 1)}
+
+
+async def test_what_is_sent_while_an_ack_is_stored_can_be_acknowledged_after_it(
+    eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, store = Socket(), asyncio.Event()
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket)
+    acknowledge = eventbus.node.acknowledge
+
+    async def held(acks: Any) -> int:
+        await store.wait()
+        return await acknowledge(acks)
+
+    monkeypatch.setattr(eventbus.node, "acknowledge", held)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(one.run())
+        await eventbus.publish("a", 1)
+        await sent(one, socket, 1)
+        first = tasks.create_task(one.acknowledge_up_to(100))
+        await eventually(lambda: one._acknowledging.locked())
+        await eventbus.publish("a", 2)
+        await sent(one, socket, 2)
+
+        store.set()
+
+        assert (await first, await one.acknowledge_up_to(100)) == (1, 1)
+        running.cancel()
+    assert await statuses(eventbus, 2) == {"processed"}
+
+
+async def test_acks_that_wait_for_one_another_read_the_log_once(
+    eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await eventbus.publish_many([("a", 1)] * 10)
+    socket = Socket()
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket)
+    history, reads = eventbus.node.history, 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await history(*args)
+
+    monkeypatch.setattr(eventbus.node, "history", counted)
+    running = asyncio.create_task(one.run())
+    await sent(one, socket, 10)
+
+    acked = await asyncio.gather(*(one.acknowledge_up_to(number % 10 + 1) for number in range(500)))
+
+    assert sum(acked) == 10
+    assert reads <= 2
+    assert await statuses(eventbus, 10) == {"processed"}
+    running.cancel()

@@ -15,8 +15,17 @@ def messages(*seqs: int) -> list[Message]:
     return [Message(seq, ID, "a", None, b"", "text/plain", None, 0) for seq in seqs]
 
 
+def runs(sent: Sent, seq: int) -> list[tuple[int, int]]:
+    """Return the runs up to a seq, one after the other; each is forgotten for the next."""
+    found = []
+    while (run := sent.first_up_to(seq)) is not None:
+        found.append(run)
+        sent.forget(run[1])
+    return found
+
+
 def test_nothing_was_sent_at_first() -> None:
-    assert Sent(after=5).up_to(100) == []
+    assert Sent(after=5).first_up_to(100) is None
 
 
 def test_everything_since_the_start_is_one_run() -> None:
@@ -24,9 +33,10 @@ def test_everything_since_the_start_is_one_run() -> None:
     sent.note(messages(6, 7))
     sent.note(messages(20))
 
-    assert sent.up_to(100) == [(5, 20)]
-    assert sent.up_to(7) == [(5, 7)]
-    assert sent.up_to(5) == []
+    assert sent.first_up_to(100) == (5, 20)
+    assert sent.first_up_to(7) == (5, 7)
+    assert sent.first_up_to(5) is None
+    assert sent.last_seq == 20
 
 
 def test_events_that_are_not_stored_have_no_place() -> None:
@@ -34,7 +44,7 @@ def test_events_that_are_not_stored_have_no_place() -> None:
     sent.note(messages(6, 0))
     sent.note(messages(0))
 
-    assert sent.up_to(100) == [(5, 6)]
+    assert runs(sent, 100) == [(5, 6)]
 
 
 def test_what_a_gap_left_out_was_not_sent() -> None:
@@ -44,19 +54,38 @@ def test_what_a_gap_left_out_was_not_sent() -> None:
     sent.note_gap(Gap(11, 12, "overflow"))
     sent.note(messages(13, 14))
 
-    assert sent.up_to(100) == [(0, 2), (12, 14)]
-    assert sent.up_to(13) == [(0, 2), (12, 13)]
+    assert runs(sent, 13) == [(0, 2), (12, 13)]
+    assert runs(sent, 100) == [(13, 14)]
+
+
+def test_a_gap_of_another_log_leaves_nothing_out_of_this_one() -> None:
+    sent = Sent(after=0)
+    sent.note_gap(Gap(1, 1, "epoch"))
+    sent.note(messages(1, 2))
+
+    assert runs(sent, 100) == [(0, 2)]
 
 
 def test_what_was_acknowledged_is_not_returned_again() -> None:
     sent = Sent(after=0)
-    sent.note(messages(1, 2))
-    sent.note_gap(Gap(3, 10, "overflow"))
-    sent.note(messages(11, 20))
+    sent.note(messages(1, 20))
 
     sent.forget(15)
-    assert sent.up_to(100) == [(15, 20)]
-    sent.forget(100)
-    assert sent.up_to(200) == []
+    assert sent.first_up_to(100) == (15, 20)
+    sent.forget(20)
+    assert sent.first_up_to(100) is None
     sent.note(messages(21))
-    assert sent.up_to(200) == [(20, 21)]
+    assert sent.first_up_to(100) == (20, 21)
+
+
+def test_what_is_sent_while_a_run_is_acknowledged_is_left_of_it() -> None:
+    sent = Sent(after=0)
+    sent.note(messages(1, 2))
+    _, until = sent.first_up_to(100) or (0, 0)
+    sent.note(messages(3))
+    sent.note_gap(Gap(4, 5, "overflow"))
+    sent.note(messages(6))
+
+    sent.forget(until)
+
+    assert runs(sent, 100) == [(2, 3), (5, 6)]
