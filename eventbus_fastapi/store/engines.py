@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -105,7 +106,7 @@ def create_session_engine(url: URL, settings: Settings) -> AsyncEngine:
     """
     if url.get_backend_name() != "sqlite":
         return create_async_engine(url)
-    engine = create_async_engine(url, connect_args={"timeout": settings.busy_timeout})
+    engine = create_async_engine(url, connect_args=_sqlite_arguments(settings))
     prepare_sqlite(engine, settings)
     return engine.execution_options(**{BEGIN: "IMMEDIATE"})
 
@@ -124,10 +125,36 @@ def _create_sqlite(url: URL, settings: Settings) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         pool_timeout=settings.statement_timeout,
-        connect_args={"timeout": settings.busy_timeout},
+        connect_args=_sqlite_arguments(settings),
     )
     prepare_sqlite(engine, settings)
     return engine
+
+
+def _sqlite_arguments(settings: Settings) -> dict[str, Any]:
+    return {"timeout": settings.busy_timeout, "factory": SQLiteConnection}
+
+
+class SQLiteConnection(sqlite3.Connection):
+    """A connection that gives up its locks when it is closed.
+
+    SQLite keeps a closed connection, with its transaction and its locks, for as long as a statement of it lives, and a
+    statement lives as long as its cursor: that of a cancelled call until Python collects the call's traceback.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        cursor = super().cursor(*arguments, **options)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        for cursor in tuple(self._cursors):
+            cursor.close()
+        super().close()
 
 
 def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
@@ -150,18 +177,6 @@ def prepare_sqlite(engine: AsyncEngine, settings: Settings) -> None:
         mode: Any = connection.get_execution_options().get(BEGIN, "DEFERRED")
         if mode != "NONE":
             connection.exec_driver_sql(f"BEGIN {mode}")
-
-    @event.listens_for(engine.sync_engine, "close")
-    def give_up_the_lock(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        # SQLite keeps a closed connection, its transaction and so the file's lock, for as long as a statement of it
-        # lives; that of a cancelled call lives in its traceback. So end the transaction first. Nobody may wait here:
-        # it goes to the connection's thread ahead of the close.
-        driver: Any = connection.driver_connection
-
-        def roll_back() -> None:
-            driver._conn.rollback()
-
-        driver._tx.put_nowait((None, roll_back))
 
 
 def pragmas(settings: Settings) -> tuple[str, ...]:

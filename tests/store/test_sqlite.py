@@ -132,16 +132,19 @@ async def test_after_a_stop_nothing_holds_the_file(url: str) -> None:
     assert not os.path.exists(f"{path}-wal")  # noqa: ASYNC240 - the last connection to close removes it
 
 
-async def test_a_connection_that_is_dropped_gives_the_lock_back_while_a_statement_of_it_lives(
-    url: str, open_on: Callable[..., Any]
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "NONE"])
+@pytest.mark.parametrize("place", ["file", "memory"])
+async def test_a_connection_that_is_dropped_gives_its_locks_back_while_a_statement_of_it_lives(
+    url: str, open_on: Callable[..., Any], mode: str, place: str
 ) -> None:
-    """As the traceback of a cancelled call keeps one; the file was locked until Python collected its garbage."""
-    store = await open_on(url, busy_timeout=0.5)
+    """As the traceback of a cancelled call keeps one; writers had to wait until Python collected its garbage."""
+    store = await open_on(url if place == "file" else MEMORY, busy_timeout=0.5)
     async with store.engine.connect() as connection:
-        await connection.execution_options(**{BEGIN: "IMMEDIATE"})
+        await connection.execution_options(**{BEGIN: mode})
         await connection.begin()
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        statement = await driver.execute("SELECT 1 UNION SELECT 2")
+        statement = await driver.cursor()
+        await statement.execute("SELECT last_seq FROM bus_head UNION SELECT 2")
         await connection.invalidate()
     receipts, *_ = await store.append([draft()])
     assert receipts[0].seq == 1
