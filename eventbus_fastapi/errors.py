@@ -283,8 +283,9 @@ class SlowConsumer(SubscriptionClosed):
 class LogGap(EventBusError):
     """Events `first_seq` to `last_seq` were asked for and will not be delivered.
 
-    `reason` is "retention" (they were removed) or "overflow" (the reader did not keep up and its policy
-    is `drop_oldest`). Reading on continues after the gap.
+    `reason` is "retention" (they were removed), "overflow" (the reader did not keep up and its policy is `drop_oldest`)
+    or "epoch" (the log was made anew: the seq to resume after was another log's, and both seqs here are 0). Reading on
+    continues after the gap, or at the beginning of the new log.
     """
 
     code = "log.gap"
@@ -292,7 +293,11 @@ class LogGap(EventBusError):
 
     def __init__(self, first_seq: int, last_seq: int, reason: str) -> None:
         self.first_seq, self.last_seq, self.reason = first_seq, last_seq, reason
-        super().__init__(f"events {first_seq} to {last_seq} are not available ({reason})")
+        if reason == "epoch":
+            message = "the log was made anew; what is read now is its beginning (epoch)"
+        else:
+            message = f"events {first_seq} to {last_seq} are not available ({reason})"
+        super().__init__(message)
 
 
 class NotRunning(EventBusError):

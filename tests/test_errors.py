@@ -118,6 +118,7 @@ def test_messages_are_built_from_facts() -> None:
     assert str(BatchTooLarge(1_001, 1_000)) == "batch has 1,001 events, limit is 1,000 (EVENTBUS_MAX_BATCH)"
     assert str(InvalidTopic("orders.", "segment 2 is empty")) == "invalid topic 'orders.': segment 2 is empty"
     assert str(LogGap(1, 5, "retention")) == "events 1 to 5 are not available (retention)"
+    assert str(LogGap(0, 0, "epoch")) == "the log was made anew; what is read now is its beginning (epoch)"
 
 
 class Unshowable:

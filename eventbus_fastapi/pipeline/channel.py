@@ -8,8 +8,11 @@ oldest page goes, a subscription that still needed it has overflowed.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from eventbus_fastapi.events import Message
@@ -21,7 +24,7 @@ BATCH_BYTES = 262_144
 class Batch:
     """A run of events in the order of the log, shared by all who read it. Never changed after it was made."""
 
-    __slots__ = ("_texts", "before", "expires", "messages")
+    __slots__ = ("_texts", "before", "charge", "expires", "messages")
 
     def __init__(self, messages: Sequence[Message], before: int = 0) -> None:
         self.messages = messages
@@ -29,6 +32,8 @@ class Batch:
         """How many events its channel had before it."""
         self.expires = any(message.expires_at is not None for message in messages)
         """True if some of it may expire before it is handed out."""
+        self.charge: Callable[[int], None] | None = None
+        """Called with the bytes of each text that is kept here; None: nobody counts them."""
         self._texts: dict[Hashable, str] = {}
 
     @property
@@ -41,6 +46,8 @@ class Batch:
         text = self._texts.get(key)
         if text is None:
             text = self._texts[key] = render(self.messages)
+            if self.charge is not None:
+                self.charge(sys.getsizeof(text))
         return text
 
 
@@ -50,7 +57,7 @@ class Gap(NamedTuple):
     first_seq: int
     last_seq: int
     reason: str
-    """retention, overflow or epoch."""
+    """retention, overflow, or epoch: it is another log, which is read from its beginning (both seqs are 0)."""
 
 
 class CaughtUp(NamedTuple):
@@ -105,12 +112,12 @@ class Channel:
         """The number that the next batch gets."""
         return self.first + len(self.batches)
 
-    def append(self, messages: Sequence[Message]) -> int:
-        """Add events; return into how many batches they were cut."""
+    def append(self, messages: Sequence[Message]) -> list[Batch]:
+        """Add events; return the batches that they were cut into."""
         batches = cut(messages, self.events)
         self.batches.extend(batches)
         self.events += len(messages)
-        return len(batches)
+        return batches
 
     def drop(self, count: int, up_to: int) -> None:
         """Forget the oldest batches, which hold what was dispatched up to a seq."""
@@ -156,16 +163,19 @@ class Live(Protocol):
         """Leave the channel."""
 
 
-class Page(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Page:
     """What one page of the log left in the channels."""
 
     size: int
+    """Bytes, estimated; texts count as they are made."""
     last_seq: int
-    parts: list[tuple[Channel, int]]
+    parts: list[tuple[Channel, list[Batch]]]
+    is_kept: bool = False
 
 
 class Tail:
-    """Bounds what all channels keep together, by dropping whole pages, oldest first."""
+    """Bounds what all channels keep together, by dropping whole pages, oldest first. One page is always kept."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -176,13 +186,29 @@ class Tail:
     def add(self, page: Page) -> None:
         self._pages.append(page)
         self.size += page.size
+        page.is_kept = True
+        charge = partial(self._charge, page)
+        for _, batches in page.parts:
+            for batch in batches:
+                batch.charge = charge
         while self.size > self._limit and len(self._pages) > 1:
-            old = self._pages.popleft()
-            self.size -= old.size
-            for channel, count in old.parts:
-                channel.drop(count, old.last_seq)
+            self._drop(self._pages.popleft())
+
+    def _drop(self, page: Page) -> None:
+        self.size -= page.size
+        page.is_kept = False
+        for channel, batches in page.parts:
+            channel.drop(len(batches), page.last_seq)
+
+    def _charge(self, page: Page, size: int) -> None:
+        """Count a text that was made of a page. What is too much then goes with the next page."""
+        page.size += size
+        if page.is_kept:
+            self.size += size
 
     def clear(self) -> None:
         """Forget everything, when nobody reads."""
+        for page in self._pages:
+            page.is_kept = False
         self._pages.clear()
         self.size = 0

@@ -18,7 +18,7 @@ from eventbus_fastapi.topics import PatternIndex
 
 TOPICS_CACHED = 10_000
 MESSAGE_OVERHEAD = 1_000
-"""Bytes that a message takes in memory beside its payload, with its text for the wire; measured, rounded up."""
+"""Bytes that a message takes in memory beside its payload and the payload's text for the wire; measured, rounded up."""
 
 
 class Dispatcher:
@@ -89,7 +89,7 @@ class Dispatcher:
             if channels is None:
                 channels = self._match(message.topic)
             if channels:
-                size += len(message.body) + MESSAGE_OVERHEAD
+                size += 2 * len(message.body) + MESSAGE_OVERHEAD
             for channel in channels:
                 by_channel.setdefault(channel, []).append(message)
         if not by_channel:

@@ -26,6 +26,7 @@ from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.acknowledger import Acknowledger
 from eventbus_fastapi.pipeline.channel import Gap
 from eventbus_fastapi.pipeline.dispatcher import Dispatcher
+from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.pipeline.notifier import Notifier
 from eventbus_fastapi.pipeline.publisher import Publisher
 from eventbus_fastapi.pipeline.retention import Retention
@@ -33,7 +34,7 @@ from eventbus_fastapi.pipeline.sequencer import Sequencer
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
-from eventbus_fastapi.topics import check_pattern, matches
+from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ READS = 2
 """Reads of history that a node does at the same time; others wait their turn without a connection."""
 SCAN_PAGES = 10
 """Pages of the log that one request for history looks through at most before it answers with what it has."""
+HISTORY_BYTES = 1_048_576
+"""Bytes of payloads after which an answer with history ends; the last event may exceed them."""
 STOP_GRACE = 10.0
 """Seconds that a stop waits for publishes already taken."""
 
@@ -252,7 +255,7 @@ class Node:
         if epoch is not None and epoch != head.epoch:
             after = head.first_seq - 1
             processed_before = None
-            gaps.append(Gap(1, max(after, 1), "epoch"))
+            gaps.append(Gap(0, 0, "epoch"))  # nothing of this log is missing
         elif after + 1 < head.first_seq and start != "earliest":
             gaps.append(Gap(after + 1, head.first_seq - 1, "retention"))
             after = head.first_seq - 1
@@ -304,22 +307,32 @@ class Node:
         A rare pattern may give fewer, or none, with a `next` to go on from: one call looks at a part of the log.
         """
         self._require_running()
-        chosen = [check_pattern(pattern) for pattern in patterns]
+        matcher = Matcher([check_pattern(pattern) for pattern in patterns])
         head = await self.store.head()
         found: list[Message] = []
+        size = 0
         for _ in range(SCAN_PAGES):
             async with self._reads:
                 scan = await self.store.read(after, self.settings.page_size)
             for message in scan.messages:
-                if any(matches(pattern, message.topic) for pattern in chosen):
-                    found.append(message)
-                    if len(found) == limit:
-                        is_end = scan.is_last and message is scan.messages[-1]
-                        return HistoryPage(found, None if is_end else message.seq, head.last_seq, head.first_seq)
+                if not matcher.matches(message.topic):
+                    continue
+                found.append(message)
+                size += len(message.body)
+                if len(found) == limit or size >= HISTORY_BYTES:
+                    is_end = scan.is_last and message is scan.messages[-1]
+                    return await self._history_page(found, None if is_end else message.seq, head)
             after = scan.scanned_to
             if scan.is_last:
-                return HistoryPage(found, None, head.last_seq, head.first_seq)
-        return HistoryPage(found, after, head.last_seq, head.first_seq)
+                return await self._history_page(found, None, head)
+        return await self._history_page(found, after, head)
+
+    async def _history_page(self, found: list[Message], next_after: int | None, head: Head) -> HistoryPage:
+        """The head is that of before the pages: every match up to it was looked at. What retention has removed is that
+        of after them: it may have been faster than we.
+        """
+        first_seq = (await self.store.head()).first_seq
+        return HistoryPage(found, next_after, head.last_seq, first_seq)
 
     # --- acknowledging ---
 

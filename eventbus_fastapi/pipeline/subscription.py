@@ -22,16 +22,15 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import LogGap, SlowConsumer, StoreUnavailable, SubscriptionClosed
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.channel import Batch, CaughtUp, Channel, Gap, Item, Live, cut
+from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.settings import Overflow
 from eventbus_fastapi.store import Scan, Store
-from eventbus_fastapi.topics import matches
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 TAKE_BATCHES = 4
 """Batches that one `take` returns at most: about 1 MiB."""
-TOPICS_CACHED = 10_000
 
 
 class Policy(NamedTuple):
@@ -91,7 +90,7 @@ class Subscription:
         self._joined_at = 0  # number of the first batch that came after it joined
         self._wake = asyncio.Event()
         self._closed: SubscriptionClosed | None = None
-        self._matches: dict[str, bool] = {}
+        self._matcher = Matcher(patterns)
         self._ready: deque[Message] = deque()
         self._join()  # at once where it can: events that are not stored reach only who is live
 
@@ -308,7 +307,7 @@ class Subscription:
         """Return a page after our position, what retention removed before it, and what is for this reader."""
         scan = await self._store.read(self.position, self._policy.page_size)
         gap = await self._find_gap(scan) if scan.first != self.position + 1 else None
-        messages = [message for message in scan.messages if self._is_match(message.topic)]
+        messages = [message for message in scan.messages if self._matcher.matches(message.topic)]
         return scan, gap, await self._without_processed(messages)
 
     async def _find_gap(self, scan: Scan) -> Gap | None:
@@ -337,16 +336,9 @@ class Subscription:
         self._next = channel.find(self.position)
         self._taken = channel.before(self._next)
         self._joined_at = channel.end
+        self._matcher.forget()
         self._items.append(CaughtUp(self.position))
         return True
-
-    def _is_match(self, topic: str) -> bool:
-        found = self._matches.get(topic)
-        if found is None:
-            if len(self._matches) >= TOPICS_CACHED:
-                self._matches.clear()
-            found = self._matches[topic] = any(matches(pattern, topic) for pattern in self.patterns)
-        return found
 
     # --- the end ---
 

@@ -133,6 +133,26 @@ def test_the_newest_page_stays_however_large_it_is() -> None:
     assert seqs(channel.since(channel.first, 10)) == [[3]]
 
 
+def test_texts_that_are_kept_with_a_page_count() -> None:
+    """Readers with patterns of their own have texts of their own; thousands of them were never counted."""
+    tail, channel = Tail(20_000), Channel(("#",), 0)
+    for seq in (1, 2, 3):
+        tail.add(Page(100, seq, [(channel, channel.append([message(seq)]))]))
+        for key in range(10):
+            channel.batches[-1].text(key, lambda _: "x" * 1_000)
+    assert seqs(channel.since(channel.first, 10)) == [[2], [3]]
+    assert 20_000 < tail.size < 22_000
+
+
+def test_texts_of_a_page_that_is_gone_do_not_count() -> None:
+    tail, channel = Tail(100), Channel(("#",), 0)
+    fill(tail, channel, pages=1, size=60)
+    (old,) = channel.batches
+    fill(tail, channel, pages=1, size=60)
+    old.text("key", lambda _: "x" * 1_000)
+    assert tail.size == 60
+
+
 def test_a_tail_that_nobody_reads_is_empty() -> None:
     tail, channel = Tail(100), Channel(("#",), 0)
     fill(tail, channel, pages=3, size=30)

@@ -15,7 +15,7 @@ from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Ack, Outbox
 from tests.drafts import draft, drafts
 from tests.pipeline.conftest import MEMORY, OpenNode
-from tests.pipeline.reading import read_seqs
+from tests.pipeline.reading import CaughtUp, read_seqs, take_until
 from tests.waiting import eventually
 
 
@@ -279,3 +279,27 @@ async def test_a_start_that_no_log_will_ever_reach_is_harmless(node: Node, start
     await node.submit([draft()])
     await eventually(lambda: node.dispatcher.position == 2)
     subscription.close()
+
+
+async def test_history_says_what_retention_has_removed_while_it_was_read(node: Node) -> None:
+    """The hole was there and its explanation was not: what was kept had been asked for before the pages."""
+    await node.submit(drafts(10))
+    async with node._reads, node._reads:  # it has seen the head, and waits to read
+        reading = asyncio.create_task(node.history(["#"], 0, 100))
+        await eventually(lambda: node._reads._waiters)
+        await node.store.trim(before=None, keep=4)
+    page = await reading
+    assert [message.seq for message in page.messages] == [7, 8, 9, 10]
+    assert page.first_seq == 7
+
+
+async def test_a_page_of_history_ends_where_it_is_large(node: Node) -> None:
+    await node.submit([draft(payload=b"x" * 200_000) for _ in range(12)])
+    assert await pages(node, ["#"], 100) == [([1, 2, 3, 4, 5, 6], 6), ([7, 8, 9, 10, 11, 12], None)]
+
+
+async def test_a_subscription_that_is_live_keeps_no_topics(node: Node) -> None:
+    await node.submit([draft(f"topic.{number}") for number in range(20)])
+    subscription = await node.subscribe(["topic.*"], 0)
+    assert len(await take_until(subscription, CaughtUp(20))) == 21
+    assert not subscription._matcher._matches
