@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -37,12 +37,16 @@ from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.database import AnyRow, Collision, Database
 from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.schema import Tables
-from eventbus_fastapi.store.statements import EVENT_FIELDS, Statements
+from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, Statements
 
 T = TypeVar("T")
 
 DRAIN_LIMIT = 1_000
 """Outbox rows that move to the log in one transaction."""
+BATCH_BYTES = 4_194_304
+"""Payload bytes with which a batch ends, so that no transaction takes long because its events are large."""
+BATCH_STEPS = (16, 128, DRAIN_LIMIT)
+"""How many sizes are asked for until the bytes are enough: MySQL reads a payload to tell how long it is."""
 LARGEST_SEQ = 2**63 - 1
 """No log will reach it; beyond it, drivers refuse a seq as no number of the database."""
 IN_LIMIT = 500
@@ -89,6 +93,16 @@ class Appended(NamedTuple):
             Message(seq, *draft[:6], now, None if draft.ttl is None else now + draft.ttl)
             for seq, draft in enumerate(self.drafts, start=first)
         ]
+
+
+class Moved(NamedTuple):
+    """What a transaction moved from the outbox to the log."""
+
+    rows: int
+    """Rows that left the outbox."""
+    last_seq: int
+    is_all: bool
+    """False if a limit was hit: perhaps there is more."""
 
 
 class Scan(NamedTuple):
@@ -185,9 +199,9 @@ class Store(Database):
         async def work(connection: AsyncConnection, is_careful: bool) -> tuple[list[Receipt], int] | None:
             last_seq, has_outbox = await self._lock_head(connection)
             if has_outbox:
-                moved, last_seq = await self._move_outbox(connection, last_seq, is_careful)
-                if moved == DRAIN_LIMIT:
-                    return None  # perhaps there is more, and it comes first; commit this much and go on
+                _, last_seq, is_all = await self._move_outbox(connection, last_seq, is_careful)
+                if not is_all:
+                    return None  # the rest comes first; commit this much and go on
             if is_mixed:
                 return await self._add_mixed(connection, last_seq, drafts)
             if is_careful:
@@ -209,27 +223,29 @@ class Store(Database):
         return None
 
     async def sequence(self) -> tuple[int, int]:
-        """Move up to 1,000 events from the outbox to the log; return how many left the outbox, and the last seq."""
+        """Move up to 1,000 events and about 4 MiB from the outbox to the log; return how many left the outbox, and the
+        last seq.
+        """
 
         async def work(connection: AsyncConnection, is_careful: bool) -> tuple[int, int]:
             last_seq, has_outbox = await self._lock_head(connection)
             if not has_outbox:
                 return 0, last_seq
-            return await self._move_outbox(connection, last_seq, is_careful)
+            return (await self._move_outbox(connection, last_seq, is_careful))[:2]
 
         return await self._append(work)
 
     async def promote(self) -> int:
-        """Move scheduled events that are due to the outbox, at most 1,000; return how many."""
+        """Move scheduled events that are due to the outbox, at most 1,000 and about 4 MiB; return how many."""
 
         async def work(connection: AsyncConnection) -> int:
-            rows = (await connection.execute(self.sql.due, {"limit": DRAIN_LIMIT})).all()
-            if rows:
-                await connection.execute(
-                    self.sql.add_to_outbox, [_event_values(row) | {"ttl": row.ttl} for row in rows]
-                )
-                await self._take_out(connection, self.tables.scheduled, [row.id for row in rows])
-            return len(rows)
+            rows, _ = await self._batch(connection, self.sql.due)
+            ids = [row.id for row in rows]
+            for chunk in _chunks(ids):
+                await connection.execute(self.sql.copy_to_outbox, {"ids": chunk})
+            if ids:
+                await self._take_out(connection, self.tables.scheduled, ids)
+            return len(ids)
 
         return await self.transact(work)
 
@@ -391,19 +407,32 @@ class Store(Database):
         oldest, _ = (await connection.execute(self.sql.look_at_outbox)).one()
         return last_seq, oldest is not None
 
-    async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
-        """Move the oldest of the outbox to the log; return how many rows left the outbox and the new last seq."""
-        rows = (await connection.execute(self.sql.oldest_of_outbox, {"limit": DRAIN_LIMIT})).all()
-        fresh: Sequence[AnyRow] = rows
+    async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> Moved:
+        """Move the oldest of the outbox to the log, inside the database, and move the head."""
+        rows, is_all = await self._batch(connection, self.sql.oldest_of_outbox)
+        fresh = rows
         if is_careful:
             known = await self._known(connection, [row.message_id for row in rows])
             first_of = {row.message_id: row for row in reversed(rows)}  # of twins in the outbox the older counts
             fresh = [row for row in rows if row.message_id not in known and first_of[row.message_id] is row]
         if fresh:
-            await self._insert(connection, last_seq, [(*row[1:-1], row.ttl) for row in fresh])
+            now = (await connection.execute(self.sql.now)).scalar_one()
+            for ids in _chunks([row.id for row in fresh]):
+                await connection.execute(self.sql.copy_to_log, {"ids": ids, "base": last_seq, "now": now})
+                last_seq += len(ids)
+            await self._move_head(connection, last_seq)
         if rows:
             await self._take_out(connection, self.tables.outbox, [row.id for row in rows])
-        return len(rows), last_seq + len(fresh)
+        return Moved(len(rows), last_seq, is_all)
+
+    async def _batch(self, connection: AsyncConnection, oldest: Query) -> tuple[Sequence[AnyRow], bool]:
+        """Return the oldest rows that one transaction may move, at least one, and whether there are no more."""
+        for limit in BATCH_STEPS:
+            rows = (await connection.execute(oldest, {"limit": limit})).all()
+            fitting = _count_fitting(row.size for row in rows)
+            if fitting < len(rows) or len(rows) < limit:
+                break
+        return rows[:fitting], fitting == len(rows) < limit
 
     async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
         """Remove rows of the outbox or of the scheduled, each looked up on its own.
@@ -467,7 +496,10 @@ class Store(Database):
                 for seq, event in enumerate(events, start=last_seq + 1)
             ],
         )
-        await connection.execute(self.sql.move_head, {"last_seq": last_seq + len(events)})
+        await self._move_head(connection, last_seq + len(events))
+
+    async def _move_head(self, connection: AsyncConnection, last_seq: int) -> None:
+        await connection.execute(self.sql.move_head, {"last_seq": last_seq})
 
     async def _known(self, connection: AsyncConnection, message_ids: list[UUID]) -> dict[UUID, int]:
         known: dict[UUID, int] = {}
@@ -503,8 +535,15 @@ def _judge(ack: Ack, row: AnyRow | None) -> EventBusError | None:
     return None
 
 
-def _event_values(row: AnyRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in EVENT_FIELDS}
+def _count_fitting(sizes: Iterable[int]) -> int:
+    """Return how many, from the first on, make up a batch."""
+    total = count = 0
+    for size in sizes:
+        count += 1
+        total += size
+        if total >= BATCH_BYTES:
+            break
+    return count
 
 
 def _chunks(values: list[T]) -> list[list[T]]:

@@ -40,10 +40,10 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.base import DRAIN_LIMIT, Store
+from eventbus_fastapi.store.base import BATCH_BYTES, DRAIN_LIMIT, Moved, Store
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
 from eventbus_fastapi.store.schema import Tables
-from eventbus_fastapi.store.statements import EVENT_FIELDS, now_micros
+from eventbus_fastapi.store.statements import EVENT_FIELDS, expiry, now_micros
 
 PROBE_INTERVAL = 10.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
@@ -137,14 +137,19 @@ class PostgreSQLStore(Store):
         await connection.execute(self._fast.add_to_log, {"head": 0, "base": 0, "last_seq": 0, **NO_EVENTS})
         connection.info[IS_PREPARED] = True
 
-    async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> tuple[int, int]:
-        """One statement instead of four; with look-ups, the portable way."""
+    async def _move_outbox(self, connection: AsyncConnection, last_seq: int, is_careful: bool) -> Moved:
+        """One statement instead of many; with look-ups, the portable way."""
         if is_careful:
             return await super()._move_outbox(connection, last_seq, is_careful)
-        new_last_seq, _ = (
+        new_last_seq, seen, _ = (
             await connection.execute(self._fast.move_outbox, {"head": 1, "base": last_seq, "limit": DRAIN_LIMIT})
         ).one()
-        return new_last_seq - last_seq, new_last_seq
+        moved = new_last_seq - last_seq
+        return Moved(moved, new_last_seq, is_all=moved == seen < DRAIN_LIMIT)
+
+    async def _move_head(self, connection: AsyncConnection, last_seq: int) -> None:
+        """Tell the other nodes, too."""
+        await connection.execute(self._fast.move_head, {"last_seq": last_seq})
 
     async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
         """One statement with an array per column, whatever the number of events."""
@@ -300,6 +305,13 @@ class FastStatements:
         )
         """Parameters: an array per field (`topic_list` …), head, base, last_seq."""
 
+        self.move_head = (
+            update(head)
+            .where(head.c.id == 1)
+            .values(last_seq=bindparam("last_seq", type_=BigInteger))
+            .returning(notified)
+        )
+
         self.lock_head_and_look = (
             select(
                 head.c.last_seq,
@@ -337,10 +349,16 @@ class FastStatements:
         """Parameters: an array per field, count. Returns the new last seq and the time; no row if the outbox is not
         empty."""
 
-        oldest = select(outbox.c.id).order_by(outbox.c.id).limit(bindparam("limit", type_=Integer)).cte("oldest")
+        size = func.length(outbox.c.payload)
+        oldest = (
+            select(outbox.c.id, (func.sum(size).over(order_by=outbox.c.id, rows=(None, 0)) - size).label("before"))
+            .order_by(outbox.c.id)
+            .limit(bindparam("limit", type_=Integer))
+            .cte("oldest")
+        )
         moved = (
             outbox.delete()
-            .where(outbox.c.id == oldest.c.id)
+            .where(outbox.c.id == oldest.c.id, oldest.c.before < BATCH_BYTES)
             .returning(outbox.c.id, *(outbox.c[name] for name in EVENT_FIELDS), outbox.c.ttl)
             .cte("moved")
         )
@@ -348,7 +366,8 @@ class FastStatements:
         added = (
             insert(event)
             .from_select(
-                target, select(base + place, *(moved.c[name] for name in EVENT_FIELDS), now, now + moved.c.ttl)
+                target,
+                select(base + place, *(moved.c[name] for name in EVENT_FIELDS), now, expiry(now, moved.c.ttl)),
             )
             .cte("added")
         )
@@ -356,7 +375,7 @@ class FastStatements:
             update(head)
             .where(head.c.id == head_id)
             .values(last_seq=base + select(func.count()).select_from(moved).scalar_subquery())
-            .returning(head.c.last_seq, notified)
+            .returning(head.c.last_seq, select(func.count()).select_from(oldest).scalar_subquery(), notified)
             .add_cte(oldest, moved, added)
         )
-        """Parameters: head, base, limit."""
+        """Parameters: head, base, limit. Returns the new last seq and how many rows were looked at."""

@@ -79,9 +79,9 @@ class SQLiteStore(Store):
         self._writers.found(last_seq)
         return last_seq, oldest is not None
 
-    async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
-        await super()._insert(connection, last_seq, events)
-        self._writers.wrote(last_seq + len(events))
+    async def _move_head(self, connection: AsyncConnection, last_seq: int) -> None:
+        await super()._move_head(connection, last_seq)
+        self._writers.wrote(last_seq)
 
 
 class Writers:

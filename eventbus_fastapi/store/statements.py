@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -27,13 +28,15 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from eventbus_fastapi.events import Draft
+from eventbus_fastapi.events import MAX_DURATION, Draft
 from eventbus_fastapi.store.schema import Tables
 
 Query = Select[*tuple[Any, ...]]
 """A SELECT of any columns."""
 
 EVENT_FIELDS = ("message_id", "topic", "key", "payload", "content_type", "metadata")
+LONGEST_TTL = MAX_DURATION * 1_000_000
+"""What counts of a ttl, microseconds. One that foreign SQL wrote into the outbox could go beyond the largest number."""
 
 
 class now_micros(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it stands for
@@ -58,6 +61,11 @@ def _now_mysql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
 def _now_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
     # unixepoch('subsec') needs SQLite 3.42; julianday is exact to the millisecond.
     return "(CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)"
+
+
+def expiry(entered: ColumnElement[int], ttl: ColumnElement[int]) -> ColumnElement[int]:
+    """When an event of the outbox expires that enters the log at a time."""
+    return entered + case((ttl > LONGEST_TTL, LONGEST_TTL), else_=ttl)
 
 
 class Statements:
@@ -107,10 +115,21 @@ class Statements:
 
         # --- sequencing ---
         self.oldest_of_outbox: Query = (
-            select(outbox.c.id, *(outbox.c[name] for name in EVENT_FIELDS), outbox.c.ttl)
+            select(outbox.c.id, outbox.c.message_id, func.length(outbox.c.payload).label("size"))
             .order_by(outbox.c.id)
             .limit(bindparam("limit"))
         )
+        entered = bindparam("now", type_=BigInteger)
+        self.copy_to_log: Insert = insert(event).from_select(
+            ["seq", *EVENT_FIELDS, "created_at", "expires_at"],
+            select(
+                bindparam("base", type_=BigInteger) + func.row_number().over(order_by=outbox.c.id),
+                *(outbox.c[name] for name in EVENT_FIELDS),
+                entered,
+                expiry(entered, outbox.c.ttl),
+            ).where(outbox.c.id.in_(bindparam("ids", expanding=True))),
+        )
+        """Parameters: ids of the outbox, base (the seq before theirs), now."""
         self.removals: dict[Table, Delete] = {
             table: delete(table).where(table.c.id == bindparam("row")) for table in (outbox, scheduled)
         }
@@ -119,12 +138,20 @@ class Statements:
             event.c.message_id.in_(bindparam("message_ids", expanding=True))
         )
         self.due: Query = (
-            select(scheduled.c.id, *(scheduled.c[name] for name in EVENT_FIELDS), scheduled.c.ttl)
+            select(scheduled.c.id, func.length(scheduled.c.payload).label("size"))
             .where(scheduled.c.publish_at <= now)
             .order_by(scheduled.c.publish_at, scheduled.c.id)
             .limit(bindparam("limit"))
             .with_for_update(skip_locked=True)
         )
+        waiting_fields = [*EVENT_FIELDS, "ttl"]
+        self.copy_to_outbox: Insert = insert(outbox).from_select(
+            [*waiting_fields, "created_at"],
+            select(*(scheduled.c[name] for name in waiting_fields), now)
+            .where(scheduled.c.id.in_(bindparam("ids", expanding=True)))
+            .order_by(scheduled.c.publish_at, scheduled.c.id),
+        )
+        """The parameter: ids of the scheduled."""
 
         # --- reading ---
         message_columns: list[ColumnElement[Any]] = [

@@ -39,6 +39,11 @@ async def commit(users: AsyncEngine, outbox: Outbox, *events: Draft) -> None:
             await outbox.add(connection, event)
 
 
+def large(count: int) -> list[Draft]:
+    """Events of which three fill a batch."""
+    return [draft(payload=bytes(1_500_000)) for _ in range(count)]
+
+
 async def payloads(store: Store) -> list[Any]:
     return [message.payload for message in (await store.read(0, 10_000)).messages]
 
@@ -204,6 +209,42 @@ async def test_a_node_sequences_a_thousand_at_once_and_says_what_it_moved(store:
     assert await store.sequence() == (1_000, 1_000)
     assert await store.sequence() == (500, 1_500)
     assert await store.sequence() == (0, 1_500)
+
+
+async def test_large_events_leave_the_outbox_a_few_at_a_time(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+    """A thousand of them took longer than a transaction may, were rolled back, and nothing was published any more."""
+    known = draft()
+    await store.append([known])
+    await commit(users, outbox, *large(4), draft(), known, *large(3))
+    assert await store.sequence() == (3, 4)
+    assert await store.sequence() == (5, 8)
+    assert await store.sequence() == (1, 9)
+
+
+async def test_an_append_comes_after_an_outbox_of_large_events(
+    store: Store, users: AsyncEngine, outbox: Outbox
+) -> None:
+    await commit(users, outbox, *large(7))
+    receipts, *_ = await store.append([draft()])
+    assert receipts[0].seq == 8
+
+
+async def test_an_event_larger_than_a_batch_enters_the_log_alone(
+    store: Store, users: AsyncEngine, outbox: Outbox
+) -> None:
+    await commit(users, outbox, draft(payload=bytes(5_000_000)), draft())
+    assert await store.sequence() == (1, 1)
+    assert await store.sequence() == (1, 2)
+
+
+@pytest.mark.parametrize("ttl", [2**63 - 1, -(2**63)])
+async def test_a_ttl_that_foreign_sql_wrote_blocks_nothing(store: Store, users: AsyncEngine, ttl: int) -> None:
+    async with users.begin() as connection:
+        await connection.execute(store.sql.add_to_outbox, [_row(draft()) | {"ttl": ttl}])
+    (receipt,), *_ = await store.append([draft()])
+    assert receipt.seq == 2
+    assert (await store.get(2)).message.expires_at is None
+    assert len((await store.read(0, 10)).messages) == 2 - (ttl < 0)
 
 
 async def test_an_event_whose_message_id_is_in_the_log_is_dropped_and_blocks_nothing(

@@ -141,6 +141,14 @@ async def test_thousands_that_are_due_enter_in_batches(store: Store) -> None:
     assert await payloads(store) == list(range(1, 1_201))
 
 
+async def test_large_events_that_are_due_enter_a_few_at_a_time(store: Store) -> None:
+    for number in range(7):
+        await store.append([draft(payload=bytes(1_500_000), key=str(number), publish_at=PAST)])
+    assert [await store.promote() for _ in range(4)] == [3, 3, 1, 0]
+    await let_in(store, 7)
+    assert [(await store.get(seq)).message.key for seq in range(1, 8)] == list("0123456")
+
+
 @pytest.mark.databases("postgresql", "mysql", "sqlite")
 async def test_two_nodes_let_each_event_in_once(store: Store, open_another: OpenStore) -> None:
     other = await open_another()
