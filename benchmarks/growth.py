@@ -1,4 +1,5 @@
-"""Does anything get slower as the log grows? Publish and read rates at 10,000 and at 5,000,000 stored events.
+"""Does anything get slower as the log grows? Rates of publishing, sequencing and reading at 10,000 and at 5,000,000
+stored events.
 
 `python -m benchmarks.growth [--events 5000000] [--databases sqlite postgresql]`. Not part of `make bench`: it writes
 some gigabytes. The large log is filled by one SQL statement with rows of the shape that publishing writes.
@@ -9,11 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from sqlalchemy import text
 
 from benchmarks.measuring import PAYLOAD, database, migrate, rate
 from eventbus_fastapi import EventBus
+from eventbus_fastapi.codec import new_message_id
 
 SMALL = 10_000
 PUBLISHED = 20_000
@@ -40,6 +44,8 @@ FILL = {
 
 async def fill(eventbus: EventBus, kind: str, first: int, last: int) -> None:
     """Store events `first` to `last` as if they had been published."""
+    if last < first:
+        raise SystemExit(f"the measuring alone stores {first - 1:,} events; give --events more than that")
     async with eventbus.engine.begin() as connection:
         if kind == "sqlite":
             driver = (await connection.get_raw_connection()).driver_connection
@@ -71,8 +77,21 @@ async def measure(eventbus: EventBus) -> dict[str, float]:
         for _ in range(PUBLISHED // 1_000):
             await eventbus.publish_many([("bench.event", PAYLOAD)] * 1_000)
 
-    async def middle(work: object, count: int) -> float:
-        assert callable(work)
+    async def sequence() -> float:
+        """Return the rate at which what a transaction of the program's own has committed enters the log."""
+        last = (await eventbus.head()).last_seq + PUBLISHED
+        async with eventbus.engine.begin() as connection:
+            insert, values = eventbus.node.store.sql.insert_draft(eventbus.draft("bench.event", PAYLOAD))
+            await connection.execute(insert, [{**values, "message_id": new_message_id()} for _ in range(PUBLISHED)])
+
+        async def arrive() -> None:
+            eventbus.node.sequencer.expect()
+            async with eventbus.subscribe("bench.#", after=last - 1) as subscription:
+                await subscription.next_messages()
+
+        return await rate(PUBLISHED, arrive())
+
+    async def middle(work: Callable[[], Awaitable[Any]], count: int) -> float:
         return statistics.median([await rate(count, work()) for _ in range(5)])
 
     await publish_thousands()  # enough to read
@@ -82,6 +101,7 @@ async def measure(eventbus: EventBus) -> dict[str, float]:
             PUBLISHED,
         ),
         "publish_many of 1,000": await middle(publish_thousands, PUBLISHED),
+        "outbox to log": statistics.median([await sequence() for _ in range(5)]),
         "read": await middle(read, READ),
     }
 
