@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from eventbus_fastapi.errors import EventBusError, SlowConsumer
 from eventbus_fastapi.protocol.frames import Bye, server_frame
 from eventbus_fastapi.server import tasks
+from eventbus_fastapi.server.transport import abort, find_transport
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Outlet:
 
     def __init__(self, websocket: WebSocket, *, send_timeout: float, on_end: Callable[[Ending | None], None]) -> None:
         self._websocket = websocket
+        self._transport = find_transport(websocket)
         self._send_timeout = send_timeout
         self._on_end = on_end
         self._turn = asyncio.Lock()
@@ -74,15 +76,25 @@ class Outlet:
         The ASGI server passes a close on only when the client has read what is in the way. So wait for that, at most
         `timeout` seconds, and go at once when the client goes.
         """
+        deadline = self._loop.time() + timeout
         closing = asyncio.create_task(self._close(ending, with_bye), name="websocket-close")
         leaving = asyncio.create_task(self._await_disconnect(), name="websocket-leave")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await asyncio.wait((closing, leaving), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             logger.info("gave up closing a connection whose client does not read")
         finally:
+            has_left = leaving.done() and not closing.done()  # as when the server stops
+            self.let_go(self._send_timeout if has_left else max(deadline - self._loop.time(), 0))
             await tasks.end(closing, leaving)
+
+    def let_go(self, patience: float) -> None:
+        """Leave the connection to the server, which passes on what the client has not read yet. What it has not read in
+        `patience` seconds either is thrown away, and the connection with it.
+        """
+        if self._transport is not None and self._transport.get_write_buffer_size() > 0:
+            self._loop.call_later(patience, abort, self._transport)
 
     async def _close(self, ending: Ending, with_bye: bool) -> None:
         if with_bye:

@@ -130,6 +130,8 @@ class Connection:
         except ConnectionEnded:
             ending = self._ended.result()
         finally:
+            if ending is None:
+                self._outlet.let_go(self._settings.send_timeout)
             await self._stop()
         if ending is not None:
             logger.info("ended connection %s with %d (%s)", self.id, ending.code, ending.error.code)

@@ -15,6 +15,11 @@ from tests.waiting import eventually
 
 STALLED: dict[str, Any] = {"max_queue": 1, "ping_interval": None}
 """A client that stops reading from its socket as soon as the test stops reading from it."""
+IMPLEMENTATIONS = [
+    "auto",
+    pytest.param("websockets", marks=pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*websockets")),
+]
+"""Those of uvicorn."""
 BULK = "x" * 100_000
 
 
@@ -66,11 +71,20 @@ async def test_a_stalled_reader_holds_up_nobody_else(served: ServedBus) -> None:
         await slow.rest()
 
 
-async def test_a_client_that_never_reads_again_leaves_nothing_on_the_server(tmp_path: Path) -> None:
-    async with serving_bus(tmp_path, send_timeout=0.1, close_timeout=0.3) as served, served.v1(**STALLED) as slow:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+async def test_a_client_that_never_reads_again_leaves_nothing_on_the_server(
+    tmp_path: Path, implementation: str
+) -> None:
+    server = {"ws": implementation}
+    async with (
+        serving_bus(tmp_path, server=server, send_timeout=0.1, close_timeout=0.3) as served,
+        served.v1(**STALLED) as slow,
+    ):
         await slow.send("subscribe", pattern="#", after=0)
-        await _publish_until(served, lambda: not _tasks("websocket-"))
-        slow.socket.transport.abort()
+        await _publish_until(served, lambda: _tasks("websocket-close"))
+
+        await eventually(lambda: not served.served.server.server_state.connections)
+        assert not _tasks("websocket-")
 
 
 async def test_the_policy_disconnect_ends_a_reader_that_falls_behind(tmp_path: Path) -> None:
@@ -181,6 +195,17 @@ async def test_a_stopping_server_does_not_wait_for_a_client_that_does_not_read(t
         await slow.rest()
 
 
+async def test_a_server_that_waits_for_its_connections_stops_beside_a_client_that_does_not_read(tmp_path: Path) -> None:
+    server = {"timeout_graceful_shutdown": None}
+    async with serving_bus(tmp_path, server=server, send_timeout=1) as served, served.v1(**STALLED) as slow:
+        await slow.send("subscribe", pattern="#", after=0)
+        await _publish_until(served, lambda: _has_unread(served))
+
+        served.served.server.should_exit = True
+
+        await eventually(lambda: not served.served.server.server_state.connections)
+
+
 async def test_publishes_in_flight_are_bounded_by_not_reading_on(
     served: ServedBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +248,11 @@ async def _publish_until(served: ServedBus, check: Any, *, reader: Peer | None =
 
     await eventually(publish, timeout=60)
     return count
+
+
+def _has_unread(served: ServedBus) -> bool:
+    """Say whether the server holds something that its client has not read."""
+    return any(one.transport.get_write_buffer_size() for one in served.served.server.server_state.connections)
 
 
 def _tasks(prefix: str) -> list[asyncio.Task[Any]]:
