@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from sqlalchemy import text
 
@@ -42,17 +42,26 @@ FILL = {
 }
 
 
-async def fill(eventbus: EventBus, kind: str, first: int, last: int) -> None:
-    """Store events `first` to `last` as if they had been published."""
-    if last < first:
-        raise SystemExit(f"the measuring alone stores {first - 1:,} events; give --events more than that")
+@asynccontextmanager
+async def stored(kind: str, count: int) -> AsyncIterator[EventBus]:
+    """A bus whose log holds `count` events, as if they had been published."""
+    with database(kind) as url:
+        eventbus = EventBus(url, statement_timeout=3_600)
+        if kind != "sqlite":
+            await migrate(eventbus)
+        async with eventbus:
+            await fill(eventbus, kind, count)
+            yield eventbus
+
+
+async def fill(eventbus: EventBus, kind: str, count: int) -> None:
     async with eventbus.engine.begin() as connection:
         if kind == "sqlite":
             driver = (await connection.get_raw_connection()).driver_connection
             assert driver is not None
             await driver.create_function("unhex_of", 1, bytes.fromhex)
-        await connection.execute(text(FILL[kind]), {"first": first, "last": last})
-        await connection.execute(text("UPDATE bus_head SET last_seq = :last"), {"last": last})
+        await connection.execute(text(FILL[kind]), {"first": 1, "last": count})
+        await connection.execute(text("UPDATE bus_head SET last_seq = :last"), {"last": count})
     if kind == "postgresql":
         async with eventbus.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             await connection.execute(text("VACUUM ANALYZE bus_event"))
@@ -60,78 +69,71 @@ async def fill(eventbus: EventBus, kind: str, first: int, last: int) -> None:
 
 
 async def measure(eventbus: EventBus) -> dict[str, float]:
-    """Return the rates of publishing at the end of the log and of reading from its middle."""
+    """Return the rates of publishing at the end of the log, and of reading from its first quarter."""
 
     async def publish_alone() -> None:
         for _ in range(PUBLISHED // TASKS):
             await eventbus.publish("bench.event", PAYLOAD)
 
-    async def read() -> None:
-        after = (await eventbus.head()).last_seq // 4
-        last = after
-        async with eventbus.subscribe("bench.#", after=after) as subscription:
-            while last - after < READ:
-                last = (await subscription.next_messages())[-1].seq
-
     async def publish_thousands() -> None:
         for _ in range(PUBLISHED // 1_000):
             await eventbus.publish_many([("bench.event", PAYLOAD)] * 1_000)
 
-    async def sequence() -> float:
-        """Return the rate at which what a transaction of the program's own has committed enters the log."""
-        last = (await eventbus.head()).last_seq + PUBLISHED
-        async with eventbus.engine.begin() as connection:
-            insert, values = eventbus.node.store.sql.insert_draft(eventbus.draft("bench.event", PAYLOAD))
-            await connection.execute(insert, [{**values, "message_id": new_message_id()} for _ in range(PUBLISHED)])
+    async def read() -> None:
+        after = last = (await eventbus.head()).last_seq // 4
+        async with eventbus.subscribe("bench.#", after=after) as subscription:
+            while last - after < READ:
+                last = (await subscription.next_messages())[-1].seq
 
-        async def arrive() -> None:
-            eventbus.node.sequencer.expect()
-            async with eventbus.subscribe("bench.#", after=last - 1) as subscription:
-                await subscription.next_messages()
-
-        return await rate(PUBLISHED, arrive())
-
-    async def middle(work: Callable[[], Awaitable[Any]], count: int) -> float:
-        return statistics.median([await rate(count, work()) for _ in range(5)])
-
-    await publish_thousands()  # enough to read
     return {
-        "publish, 100 tasks": await middle(
-            lambda: asyncio.gather(*(publish_alone() for _ in range(TASKS))),
-            PUBLISHED,
-        ),
-        "publish_many of 1,000": await middle(publish_thousands, PUBLISHED),
-        "outbox to log": statistics.median([await sequence() for _ in range(5)]),
-        "read": await middle(read, READ),
+        "publish, 100 tasks": await rate(PUBLISHED, asyncio.gather(*(publish_alone() for _ in range(TASKS)))),
+        "publish_many of 1,000": await rate(PUBLISHED, publish_thousands()),
+        "outbox to log": await sequence(eventbus),
+        "read": await rate(READ, read()),
     }
 
 
-async def compare(kind: str, events: int) -> None:
-    with database(kind) as url:
-        eventbus = EventBus(url, statement_timeout=3_600)
-        if kind != "sqlite":
-            await migrate(eventbus)
-        async with eventbus:
-            await fill(eventbus, kind, 1, SMALL)
-            small = await measure(eventbus)
-            first = (await eventbus.head()).last_seq + 1
-            await fill(eventbus, kind, first, events)
-            large = await measure(eventbus)
-        for name, rate_small in small.items():
-            print(
-                f"{kind:<11} {name:<22} {SMALL:>9,} events {rate_small:>10,.0f}/s   "
-                f"{events:>9,} events {large[name]:>10,.0f}/s   ratio {large[name] / rate_small:.2f}  (asked ≥ 0.8)",
-                flush=True,
-            )
+async def sequence(eventbus: EventBus) -> float:
+    """Return the rate at which what a transaction of the program's own has committed enters the log."""
+    last = (await eventbus.head()).last_seq + PUBLISHED
+    async with eventbus.engine.begin() as connection:
+        insert, values = eventbus.node.store.sql.insert_draft(eventbus.draft("bench.event", PAYLOAD))
+        await connection.execute(insert, [{**values, "message_id": new_message_id()} for _ in range(PUBLISHED)])
+
+    async def arrive() -> None:
+        eventbus.node.sequencer.expect()
+        async with eventbus.subscribe("bench.#", after=last - 1) as subscription:
+            await subscription.next_messages()
+
+    return await rate(PUBLISHED, arrive())
+
+
+async def compare(kind: str, count: int, repeat: int) -> None:
+    """Measure a large log and a small one by turns, the small one made anew each time; one turn first."""
+    pairs = []
+    async with stored(kind, count) as large:
+        for _ in range(repeat + 1):
+            async with stored(kind, SMALL) as small:
+                pairs.append((await measure(small), await measure(large)))
+    del pairs[0]
+    for name in pairs[0][0]:
+        of_small, of_large = [statistics.median(pair[place][name] for pair in pairs) for place in (0, 1)]
+        ratio = statistics.median(pair[1][name] / pair[0][name] for pair in pairs)
+        print(
+            f"{kind:<11} {name:<22} {SMALL:>9,} events {of_small:>10,.0f}/s   "
+            f"{count:>9,} events {of_large:>10,.0f}/s   ratio {ratio:.2f}  (asked ≥ 0.8)",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.growth", description=__doc__)
     parser.add_argument("--events", type=int, default=5_000_000)
+    parser.add_argument("--repeat", type=int, default=5, help="turns of which the median is taken")
     parser.add_argument("--databases", nargs="*", default=["sqlite", "postgresql"], choices=sorted(FILL))
     arguments = parser.parse_args()
     for kind in arguments.databases:
-        asyncio.run(compare(kind, arguments.events))
+        asyncio.run(compare(kind, arguments.events, arguments.repeat))
 
 
 if __name__ == "__main__":
