@@ -44,11 +44,13 @@ T = TypeVar("T")
 DRAIN_LIMIT = 1_000
 """Outbox rows that move to the log in one transaction."""
 BATCH_BYTES = 4_194_304
-"""Payload bytes with which a batch ends, so that no transaction takes long because its events are large."""
+"""Payload bytes with which a batch or a page ends: it is neither slow nor big because its events are large."""
 BATCH_STEPS = (16, 128, DRAIN_LIMIT)
 """How many sizes are asked for until the bytes are enough: MySQL reads a payload to tell how long it is."""
 LARGEST_SEQ = 2**63 - 1
 """No log will reach it; beyond it, drivers refuse a seq as no number of the database."""
+PAYLOAD = 1 + EVENT_FIELDS.index("payload")
+"""Where the payload is in a row of the log."""
 IN_LIMIT = 500
 """Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
 
@@ -282,9 +284,12 @@ class Store(Database):
         self._clock_ahead = now - time.time_ns() // 1_000
 
     async def read(self, after: int, limit: int) -> Scan:
-        """Return up to `limit` events with seq > `after` in order, without those that have expired."""
+        """Return up to `limit` events with seq > `after` in order, without those that have expired.
+
+        A page ends early with the event that makes its payloads 4 MiB.
+        """
         async with self._translated():
-            rows = await self._read_rows(min(after, LARGEST_SEQ), limit)
+            rows, is_last = await self._read_page(min(after, LARGEST_SEQ), limit)
         if not rows:
             return Scan([], after, is_last=True, first=None)
         messages = [Message(*row) for row in rows]
@@ -292,11 +297,25 @@ class Store(Database):
         if any(message.expires_at is not None for message in messages):
             now = await self.now()
             messages = [message for message in messages if message.expires_at is None or message.expires_at > now]
-        return Scan(messages, scanned_to, is_last=len(rows) < limit, first=rows[0][0])
+        return Scan(messages, scanned_to, is_last, first=rows[0][0])
 
-    async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
+    async def _read_page(self, after: int, limit: int) -> tuple[Sequence[Sequence[Any]], bool]:
+        """Return the rows of a page, and whether the log ended with it.
+
+        Small payloads come at once. Only if there is a larger one is it asked how many events fit.
+        """
+        page = {"after": after, "limit": limit}
+        rows = await self._read_rows(self.sql.read_small, {**page, "small": BATCH_BYTES // limit})
+        if all(row[PAYLOAD] is not None for row in rows):
+            return rows, len(rows) < limit
+        sizes = await self._read_rows(self.sql.sizes_of_log, page)
+        fitting = _count_fitting(size for _, size in sizes)
+        rows = await self._read_rows(self.sql.read_log, {**page, "limit": fitting})
+        return rows, fitting == len(sizes) < limit
+
+    async def _read_rows(self, query: Query, parameters: dict[str, int]) -> Sequence[Sequence[Any]]:
         async with self._reader() as connection:
-            return (await connection.execute(self.sql.read_log, {"after": after, "limit": limit})).all()
+            return (await connection.execute(query, parameters)).all()
 
     async def get(self, seq: int) -> StoredEvent:
         """Return one event.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Table, TextClause, event, literal_column, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -22,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.base import Store
+from eventbus_fastapi.store.base import BATCH_BYTES, BATCH_STEPS, PAYLOAD, Store
 
 PACKET_OVERHEAD = 65_536
 """Bytes of a statement beside the payload, each of whose bytes may be escaped by another one."""
@@ -33,6 +34,7 @@ class MySQLStore(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         if owns_engine:
             event.listen(engine.sync_engine, "connect", self._limit_idle_transactions)
+        self._is_wary = True
         quoted = engine.dialect.identifier_preparer.format_table
         self._removals = {table: _removal(quoted(table)) for table in (self.tables.outbox, self.tables.scheduled)}
 
@@ -59,6 +61,20 @@ class MySQLStore(Store):
                 f"max_payload (EVENTBUS_MAX_PAYLOAD) is {self.settings.max_payload:,} bytes, for which the server's "
                 f"max_allowed_packet must be at least {needed:,}; it is {allowed:,}"
             )
+
+    async def _read_page(self, after: int, limit: int) -> tuple[Sequence[Sequence[Any]], bool]:
+        """In steps, unless the last page was of small events: to tell how long a payload is the server reads it, and
+        of a thousand large ones that takes long.
+        """
+        steps = (*BATCH_STEPS[:-1], limit) if self._is_wary else (limit,)
+        self._is_wary = True  # until this page is there
+        for step in steps:
+            rows, is_last = await super()._read_page(after, min(step, limit))
+            is_large = sum(len(row[PAYLOAD]) for row in rows) > BATCH_BYTES // 2
+            if is_last or is_large or len(rows) < step:
+                break
+        self._is_wary = is_large
+        return rows, is_last
 
     async def _take_out(self, connection: AsyncConnection, table: Table, ids: Sequence[int]) -> None:
         """One statement instead of one round trip per row, which would take a hundred times as long."""

@@ -43,7 +43,7 @@ from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import BATCH_BYTES, DRAIN_LIMIT, Moved, Store
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
 from eventbus_fastapi.store.schema import Tables
-from eventbus_fastapi.store.statements import EVENT_FIELDS, expiry, now_micros
+from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, expiry, now_micros
 
 PROBE_INTERVAL = 10.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
@@ -64,9 +64,10 @@ class PostgreSQLStore(Store):
         self._fast = FastStatements(self.tables, self.channel if self.has_listener else None, self._node)
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
         self._driver_failures = _driver_failures(engine.dialect.driver)
-        self._read_log = str(self.sql.read_log.compile(dialect=engine.dialect))
-        append = self._fast.append_alone.compile(dialect=engine.dialect)
-        self._append_text = (str(append), append.positiontup or [], append.params)
+        self._texts = {
+            statement: _Text(statement, engine)
+            for statement in (self._fast.append_alone, self.sql.read_small, self.sql.read_log, self.sql.sizes_of_log)
+        }
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         """One statement of its own: its UPDATE of the head is the lock, held until it commits.
@@ -93,23 +94,21 @@ class PostgreSQLStore(Store):
         if not self._is_asyncpg:
             return (await connection.execute(self._fast.append_alone, parameters)).one_or_none()
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        text, names, constants = self._append_text
-        values = [parameters[name] if name in parameters else constants[name] for name in names]
-        row: Sequence[Any] | None = await driver.fetchrow(text, *values)
+        row: Sequence[Any] | None = await driver.fetchrow(*self._texts[self._fast.append_alone].fill(parameters))
         return row
 
-    async def _read_rows(self, after: int, limit: int) -> Sequence[Sequence[Any]]:
+    async def _read_rows(self, query: Query, parameters: dict[str, int]) -> Sequence[Sequence[Any]]:
         """Ask asyncpg itself, which halves the time of a page. What fails is asked again the portable way, which knows
         what to do with the connection and the error.
         """
         if not self._is_asyncpg:
-            return await super()._read_rows(after, limit)
+            return await super()._read_rows(query, parameters)
         with contextlib.suppress(*self._driver_failures):
             async with self._reading.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                rows: list[Sequence[Any]] = await driver.fetch(self._read_log, after, limit)
+                rows: list[Sequence[Any]] = await driver.fetch(*self._texts[query].fill(parameters))
                 return rows
-        return await super()._read_rows(after, limit)
+        return await super()._read_rows(query, parameters)
 
     async def _isolate(self, connection: AsyncConnection) -> None:
         """The option of `_writing` has done it, without a round trip."""
@@ -222,6 +221,18 @@ class PostgreSQLStore(Store):
                 self._hear(notice.payload, hear)
             async with self._translated():
                 await driver.execute("SELECT 1")
+
+
+class _Text:
+    """A statement as asyncpg itself takes it."""
+
+    def __init__(self, statement: Query, engine: AsyncEngine) -> None:
+        compiled = statement.compile(dialect=engine.dialect)
+        self._text, self._names, self._constants = str(compiled), compiled.positiontup or [], compiled.params
+
+    def fill(self, parameters: dict[str, Any]) -> list[Any]:
+        values = (parameters[name] if name in parameters else self._constants[name] for name in self._names)
+        return [self._text, *values]
 
 
 def _driver_failures(driver: str) -> tuple[type[Exception], ...]:

@@ -160,12 +160,20 @@ class Statements:
             event.c.created_at,
             event.c.expires_at,
         ]
-        self.read_log: Query = (
-            select(*message_columns)
+        size = func.length(event.c.payload)
+        small_payload = case((size <= bindparam("small", type_=BigInteger), event.c.payload))
+        self.read_log, self.read_small, self.sizes_of_log = (
+            select(*columns)
             .where(event.c.seq > bindparam("after", type_=BigInteger))
             .order_by(event.c.seq)
             .limit(bindparam("limit"))
+            for columns in (
+                message_columns,
+                [small_payload if column is event.c.payload else column for column in message_columns],
+                [event.c.seq, size],
+            )
         )
+        """Events; the same with NULL for payloads of more than `small` bytes; how long the payloads are."""
         self.read_one: Query = (
             select(*message_columns, processed.c.seq)
             .outerjoin_from(event, processed, processed.c.seq == event.c.seq)

@@ -132,6 +132,31 @@ async def test_a_page_after_a_removed_part_says_where_it_begins(store: Store) ->
     assert (scan.first, [message.seq for message in scan.messages]) == (4, [4, 5])
 
 
+async def test_a_page_of_large_events_ends_early(store: Store) -> None:
+    """A thousand of the largest would be a quarter of a gigabyte at once."""
+    await store.append(drafts(20))
+    await store.append([draft(payload=bytes(1_500_000)) for _ in range(4)])
+    await store.append([draft(payload=bytes(5_000_000)), *drafts(200)])
+    pages, after, is_last = [], 0, False
+    while not is_last:
+        scan = await store.read(after, 1_000)
+        seqs = [message.seq for message in scan.messages]
+        assert (scan.first, scan.scanned_to) == (after + 1, seqs[-1])
+        pages.append(len(seqs))
+        after, is_last = scan.scanned_to, scan.is_last
+    assert after == 225
+    assert pages == [23, 2, 200]
+    assert len((await store.read(23, 1)).messages) == 1
+
+
+async def test_a_page_that_ends_with_its_bytes_where_the_log_does_is_the_last(store: Store) -> None:
+    await store.append([draft(payload=bytes(1_500_000)) for _ in range(3)])
+    scan = await store.read(0, 10)
+    assert ([message.seq for message in scan.messages], scan.is_last) == ([1, 2, 3], True)
+    assert [len(message.body) for message in scan.messages] == [1_500_000] * 3
+    assert not (await store.read(0, 3)).is_last
+
+
 async def test_reading_while_others_append_never_sees_a_hole(store: Store) -> None:
     done = asyncio.Event()
     seen: list[int] = []
