@@ -79,7 +79,7 @@ class EventBusClient:
         self._task: asyncio.Task[None] | None = None
         self._refused: ConnectionRefused | None = None
         self._closed: asyncio.Event | None = None
-        """None until `close()` is called; set when it is done."""
+        """None until `close()` is called; set when all is ended but the connection, which may still say goodbye."""
 
     # --- connection ----------------------------------------------------------------------------------
 
@@ -119,19 +119,24 @@ class EventBusClient:
 
         Requests without an answer after `close_timeout` fail with `NotRunning`; whether the server did them is not
         known. No task, socket or timer is left when this returns. Closing twice is closing once.
+
+        Cancelling it ends the waiting for answers; the connection then closes by itself, within a second or so.
         """
-        if self._closed is not None:
-            await self._closed.wait()
-            return
-        self._closed = asyncio.Event()
-        try:
-            for subscription in list(self._subscriptions.values()):
-                subscription._end()
-            if self._answers and self._is_running:
-                await asyncio.wait(self._answers.values(), timeout=seconds(self.config.close_timeout))
-        finally:
-            await self._stop()
-            self._closed.set()
+        if self._closed is None:
+            self._closed = asyncio.Event()
+            try:
+                for subscription in list(self._subscriptions.values()):
+                    subscription._end()
+                if self._answers and self._is_running:
+                    await asyncio.wait(self._answers.values(), timeout=seconds(self.config.close_timeout))
+            finally:  # nothing here waits: a cancelled close() must not keep later ones from returning
+                self._fail(NotRunning("the client was closed before the server answered"))
+                if self._task is not None:
+                    self._task.cancel()
+                self._closed.set()
+        await self._closed.wait()
+        if self._task is not None and self._is_running:
+            await asyncio.wait([self._task])
 
     async def __aenter__(self) -> Self:
         return self
@@ -393,12 +398,6 @@ class EventBusClient:
         self._connected.fail(error)
         for subscription in list(self._subscriptions.values()):
             subscription._fail(error)
-
-    async def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        self._fail(NotRunning("the client was closed before the server answered"))
 
     async def _answer(self, request_id: int) -> list[Receipt] | None:
         """Wait for the answer to a request; take it back if that is cancelled."""

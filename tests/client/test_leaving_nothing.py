@@ -152,6 +152,29 @@ async def test_a_cancelled_close_leaves_nothing_either(server: ScriptedServer) -
     await until_held_is(before)
 
 
+async def test_a_close_that_was_cancelled_while_it_said_goodbye_can_be_done_again(server: ScriptedServer) -> None:
+    before = held()
+    client = EventBusClient(server.config())
+    subscription = client.subscribe("t")
+    peer = await server.welcome()
+    await peer.subscribed()
+    await subscription.wait_started()
+    peer.socket.transport.pause_reading()  # so the closing handshake takes its time
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    again = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    async with asyncio.timeout(5):
+        await again
+        await client.close()
+    assert [message async for message in subscription] == []
+    peer.drop()
+    await until_held_is(before)
+
+
 async def test_subscriptions_and_messages_do_not_outlive_their_use(
     server: ScriptedServer, client: EventBusClient
 ) -> None:
