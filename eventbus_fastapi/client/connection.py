@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -41,6 +42,8 @@ TRANSIENT_STATUSES = frozenset({408, 425, 429})
 
 FINAL_ERRORS = (NegotiationError, SecurityError, ssl.SSLCertVerificationError)
 """What a later attempt would meet again."""
+PASSING_ERRORS = (OSError, EOFError, WebSocketException)
+"""What a later attempt may not meet."""
 
 
 class Ending(NamedTuple):
@@ -52,6 +55,8 @@ class Ending(NamedTuple):
     """True: it counts against `max_retries`, as it never opened or the server broke the protocol."""
     after: float = 0.0
     """Seconds that the server asked to wait."""
+    lived: float = 0.0
+    """Seconds that it was open, from the server's welcome on; 0: it never was."""
     cause: Exception | None = None
 
 
@@ -66,6 +71,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._has_work = asyncio.Event()
         self._heard_at = self._loop.time()
+        self._opened_at: float | None = None
         self._is_suspect = False
         self._is_silent = False
         self._silence: asyncio.TimerHandle | None = None
@@ -76,22 +82,24 @@ class Connection:
 
     async def run(self) -> Ending:
         """Connect, and serve the session until the connection ends. Nothing of it is left afterwards."""
+        dialling = self._dial()
         try:
-            websocket = await self._dial()
-        except (OSError, TimeoutError, EOFError, WebSocketException) as exc:
-            return _refusal(exc)
+            websocket = await dialling
+        except Exception as exc:  # noqa: BLE001 - proxies, names and redirects fail with errors of all kinds
+            return _refusal(exc, is_answered=dialling.is_answered)
         try:
             if websocket.subprotocol != SUBPROTOCOL:
                 return Ending("stop", f"the server does not speak {SUBPROTOCOL}", is_failure=True)
-            return await self._serve(websocket)
+            ending = await self._serve(websocket)
+            return ending if self._opened_at is None else ending._replace(lived=self._loop.time() - self._opened_at)
         finally:
             self._session.disconnected()
             self._on_progress()
             await _close(websocket)
 
-    async def _dial(self) -> ClientConnection:
+    def _dial(self) -> _Dialling:
         options: dict[str, Any] = {} if self._config.ssl is None else {"ssl": self._config.ssl}
-        return await connect(
+        return _Dialling(
             self._config.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             additional_headers=self._config.headers,
@@ -130,6 +138,7 @@ class Connection:
             was_open = self._session.welcome is not None
             self._session.receive(text, self._heard_at)
             if not was_open:
+                self._opened_at = self._heard_at
                 logger.info("connected to %s", self._config.address)
                 self._listen_for_silence(websocket)  # by the heartbeat from now on
             if self._session.has_frame() or self._session.due() is not None:
@@ -196,7 +205,8 @@ class Connection:
         bye = self._session.bye
         if bye is not None and not bye.reconnect:
             return Ending("stop", f"{bye.error.code}: {bye.error}", is_failure=True, cause=bye.error)
-        after = 0.0 if bye is None else min(max(bye.after, 0.0), seconds(self._config.max_reconnect_interval))
+        asked = bye.after if bye is not None and math.isfinite(bye.after) else 0.0
+        after = min(max(asked, 0.0), seconds(self._config.max_reconnect_interval))
         return Ending(verdict(code), reason, is_failure=not opened, after=after, cause=closed)
 
     def _own_ending(self, code: int, reason: str, closed: ConnectionClosed) -> Ending:
@@ -207,17 +217,40 @@ class Connection:
         return Ending("back_off", f"the server broke the protocol: {code} {reason}", is_failure=True, cause=closed)
 
 
-def _refusal(error: Exception) -> Ending:
-    """Say what an attempt that did not open a connection means."""
+class _Dialling(connect):
+    """An attempt to connect that knows whether the server has answered."""
+
+    is_answered = False
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        self.is_answered = True
+        return super().process_redirect(exc)
+
+
+def _refusal(error: Exception, *, is_answered: bool) -> Ending:
+    """Say what an attempt that did not open a connection means.
+
+    An error of a kind that nobody foresaw comes from what the server answered, such as a redirect to a URL that is
+    none, and may pass; or, before it has answered, from this side, and will come again.
+    """
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         is_final = 400 <= status < 500 and status not in TRANSIENT_STATUSES
         return Ending("stop" if is_final else "back_off", f"the server answered HTTP {status}", True, cause=error)
+    if isinstance(error, FINAL_ERRORS):
+        return Ending("stop", str(error), is_failure=True, cause=error)
     if isinstance(error, InvalidURI | InvalidProxy):
         # Their text quotes the whole URL, which may hold a password; so does the error itself.
-        return Ending("stop", f"{type(error).__name__}: {error.msg}", is_failure=True)
-    is_final = isinstance(error, FINAL_ERRORS)
-    return Ending("stop" if is_final else "back_off", str(error) or type(error).__name__, True, cause=error)
+        return _unforeseen(f"{type(error).__name__}: {error.msg}", is_answered=is_answered)
+    if isinstance(error, PASSING_ERRORS):
+        return Ending("back_off", str(error) or type(error).__name__, is_failure=True, cause=error)
+    return _unforeseen(f"{type(error).__name__}: {error}", is_answered=is_answered)._replace(cause=error)
+
+
+def _unforeseen(reason: str, *, is_answered: bool) -> Ending:
+    if is_answered:
+        return Ending("back_off", f"the server's answer cannot be used: {reason}", is_failure=True)
+    return Ending("stop", reason, is_failure=True)
 
 
 def _end_reading(writer: asyncio.Task[None], websocket: ClientConnection) -> None:

@@ -6,10 +6,13 @@ import asyncio
 import json
 
 import pytest
+from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
 from eventbus_fastapi.client import EventBusClient
-from eventbus_fastapi.errors import ConnectionRefused
-from tests.client.scripted import Peer, ScriptedServer, error, event
+from eventbus_fastapi.errors import ConnectionLost, ConnectionRefused
+from tests.client.scripted import Peer, ScriptedServer, error, event, scripted_server
 from tests.waiting import eventually
 
 BROKEN = [
@@ -100,6 +103,43 @@ async def test_a_broken_welcome_is_not_a_connection(
     assert await peer.closed() == 1002
     await server.welcome()
     await connecting
+
+
+@pytest.mark.parametrize(
+    "locations",
+    [
+        ["http://["],
+        ["ws://host:99999/"],
+        ["ws://a..b/"],
+        [f"ws://{'a' * 300}/"],
+        ["http://host/"],
+        ["/a", "/b"],
+        ["#a"],
+    ],
+    ids=lambda locations: locations[0][:20],
+)
+async def test_a_redirect_that_cannot_be_followed_is_tried_again(locations: list[str]) -> None:
+    redirects = [locations, locations]
+
+    def redirect_twice(connection: ServerConnection, request: Request) -> Response | None:
+        if not redirects:
+            return None
+        return Response(302, "Found", Headers([("Location", location) for location in redirects.pop()]))
+
+    async with scripted_server(process_request=redirect_twice) as server, EventBusClient(server.config()) as client:
+        connecting = asyncio.create_task(client.wait_connected())
+        await server.welcome()
+        await connecting
+        assert not redirects
+
+
+async def test_why_a_redirect_cannot_be_followed_is_said() -> None:
+    def redirect(connection: ServerConnection, request: Request) -> Response:
+        return Response(302, "Found", Headers(Location="ws://host:99999/"))
+
+    async with scripted_server(process_request=redirect) as server:
+        with pytest.raises(ConnectionLost, match="the server's answer cannot be used: ValueError: Port out of range"):
+            await EventBusClient.connect(server.config(max_retries=0))
 
 
 async def test_anything_before_the_welcome_is_refused(server: ScriptedServer, client: EventBusClient) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
 import logging
+import os
 from http import HTTPStatus
 from uuid import UUID
 
@@ -80,6 +83,20 @@ async def test_a_bye_may_ask_for_time(
     await peer.close(1012)
     await server.welcome()  # no later than max_reconnect_interval and its jitter, though
     assert "no connection to" in caplog.text
+
+
+@pytest.mark.parametrize("after", ["NaN", "Infinity", "-Infinity", "-5"])
+async def test_a_bye_that_asks_for_no_time_that_there_is_asks_for_none(server: ScriptedServer, after: str) -> None:
+    config = server.config(reconnect_interval=0.001, max_reconnect_interval=3600)
+    async with EventBusClient(config) as client:
+        connecting = asyncio.create_task(client.wait_connected())
+        peer = await server.welcome()
+        await connecting
+        frame = {"type": "bye", "error": error("server.stopping"), "reconnect": True}
+        await peer.send_text(f'{json.dumps(frame)[:-1]}, "after": {after}}}')
+        await peer.close(1012)
+        async with asyncio.timeout(5):
+            await server.welcome()
 
 
 # --- subscriptions ---
@@ -318,6 +335,36 @@ async def test_a_proxy_that_cannot_be_used_ends_it_without_showing_its_password(
     with pytest.raises(ConnectionRefused, match="InvalidProxy") as caught:
         await EventBusClient.connect(server.config(proxy="http://user:secret@proxy/path"))
     assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no proxy, and no exception from one."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("variable", "proxy", "said"),
+    [
+        pytest.param(
+            "SOCKS_PROXY",
+            "socks5://127.0.0.1:1",
+            "requires python-socks",
+            marks=pytest.mark.skipif(importlib.util.find_spec("python_socks") is not None, reason="it is installed"),
+        ),
+        ("WS_PROXY", "http://a..b:1", "label empty or too long"),
+        ("WS_PROXY", f"http://{'a' * 64}:1", "label too long"),
+        ("WS_PROXY", "http://host:port", "Port could not be cast"),
+    ],
+)
+async def test_a_proxy_of_the_environment_that_cannot_be_used_ends_it(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(ConnectionRefused, match=said):
+        await EventBusClient.connect(server.config(proxy=True))
 
 
 async def test_headers_reach_the_server() -> None:
