@@ -8,13 +8,14 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Self
 from uuid import UUID
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.client.config import ClientConfig, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
+from eventbus_fastapi.client.options import make_subscribe
 from eventbus_fastapi.client.subscription import ClientSubscription
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import (
@@ -23,17 +24,15 @@ from eventbus_fastapi.errors import (
     ConnectionRefused,
     EventBusError,
     InvalidEvent,
-    InvalidInput,
     LogGap,
     NotRunning,
     quote,
 )
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.protocol.client import ClientSession
-from eventbus_fastapi.protocol.commands import Start, Subscribe
+from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.reading import Reading
 from eventbus_fastapi.settings import Overflow
-from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
@@ -259,20 +258,19 @@ class EventBusClient:
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
-            InvalidInput: the start cannot be used.
+            InvalidInput: another argument cannot be used.
             NotRunning, ConnectionRefused: see the class.
         """
-        types = {pattern.__topic__: pattern for pattern in patterns if not isinstance(pattern, str)}
-        options = Subscribe(
-            tuple(dict.fromkeys(_pattern(pattern) for pattern in patterns)),
-            start=_start(start, after),
+        options = make_subscribe(
+            patterns,
+            start=start,
+            after=after,
             epoch=epoch,
             include_processed=include_processed,
             overflow=overflow,
             buffer=buffer,
         )
-        if not options.patterns:
-            raise InvalidInput("subscribe() needs at least one pattern")
+        types = {pattern.__topic__: pattern for pattern in patterns if not isinstance(pattern, str)}
         self._ensure_running()
         reading = self._session.subscribe(options, self.config.window)
         subscription = ClientSubscription(self, reading, types, payload_type, on_gap)
@@ -419,23 +417,6 @@ class EventBusClient:
     def __repr__(self) -> str:
         state = "connected" if self.connected else "closed" if self._closed is not None else "not connected"
         return f"<EventBusClient {self.config.address} {state}>"
-
-
-def _pattern(pattern: str | type[Event]) -> str:
-    return check_pattern(pattern if isinstance(pattern, str) else pattern.__topic__)
-
-
-def _start(start: Start, after: int | None) -> Start:
-    if after is not None:
-        if start != "now":
-            raise InvalidInput("give start or after, not both")
-        start = after
-    if isinstance(start, datetime):
-        if start.tzinfo is None:
-            raise InvalidInput(f"start: expected a time with its zone, got {start.isoformat()}")
-    elif isinstance(start, bool) or not (start in ("now", "earliest") or (isinstance(start, int) and start >= 0)):
-        raise InvalidInput(f"start: expected 'now', 'earliest', a seq of 0 or more or a time, got {quote(start)}")
-    return start
 
 
 def _drop_later(client: weakref.ref[EventBusClient], loop: asyncio.AbstractEventLoop, reading: Reading) -> None:

@@ -97,11 +97,30 @@ async def test_the_other_options_reach_the_server(server: ScriptedServer, client
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"start": 1, "after": 1}, {"start": "latest"}, {"after": -1}, {"start": datetime(2026, 1, 1)}],  # noqa: DTZ001
+    ("options", "said"),
+    [
+        ({"start": 1, "after": 1}, "give start or after, not both"),
+        ({"start": "latest"}, "start: expected 'now', 'earliest', a seq of 0 or more or a time, got 'latest'"),
+        ({"start": datetime(2026, 1, 1)}, "start: expected a time with its zone"),  # noqa: DTZ001
+        ({"start": 1.0}, "start: .* got 1.0"),
+        ({"after": -1}, "after: expected a seq of 0 or more, got -1"),
+        ({"after": True}, "after: .* got True"),
+        ({"after": 2**63}, "after: "),
+        ({"after": "now"}, "after: .* got 'now'"),
+        ({"after": 1, "epoch": "x"}, "epoch: expected None or a UUID, got 'x'"),
+        ({"after": 1, "epoch": str(EPOCH)}, "epoch: expected None or a UUID"),
+        ({"overflow": "explode"}, "overflow: expected None or one of catch_up, .* got 'explode'"),
+        ({"overflow": ["catch_up"]}, "overflow: "),
+        ({"buffer": 0}, "buffer: expected None or an integer above 0, got 0"),
+        ({"buffer": 1.5}, "buffer: .* got 1.5"),
+        ({"buffer": True}, "buffer: .* got True"),
+        ({"include_processed": "yes"}, "include_processed: expected True or False, got 'yes'"),
+    ],
 )
-async def test_a_start_that_makes_no_sense_is_refused(client: EventBusClient, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput):
+async def test_an_option_that_makes_no_sense_is_refused_at_once(
+    client: EventBusClient, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
         client.subscribe("t", **options)
 
 
@@ -110,6 +129,14 @@ async def test_a_bad_pattern_is_refused_at_once(client: EventBusClient) -> None:
         client.subscribe("orders.")
     with pytest.raises(InvalidInput, match="at least one"):
         client.subscribe()
+    with pytest.raises(InvalidInput, match="at most 100, got 101"):
+        client.subscribe(*(f"t.{number}" for number in range(101)))
+
+
+@pytest.mark.parametrize("pattern", [5, int, b"#", ["a"], None, UserCreated(n=1)], ids=repr)
+async def test_what_is_neither_a_string_nor_an_event_class_is_no_pattern(client: EventBusClient, pattern: Any) -> None:
+    with pytest.raises(InvalidPattern, match=f"expected a str or an Event class, got {type(pattern).__name__}"):
+        client.subscribe(pattern)
 
 
 async def test_the_position_is_that_of_the_last_event_taken(server: ScriptedServer, client: EventBusClient) -> None:
@@ -348,7 +375,7 @@ async def test_an_event_class_is_its_topic_and_the_type_of_its_payload(
 
 
 async def test_a_class_without_topic_is_no_pattern(client: EventBusClient) -> None:
-    with pytest.raises(InvalidPattern):
+    with pytest.raises(InvalidPattern, match="expected a class with a topic"):
         client.subscribe(Event)
 
 
