@@ -16,6 +16,7 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.client.config import ClientConfig, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
 from eventbus_fastapi.client.options import make_subscribe
+from eventbus_fastapi.client.pauses import Pauses
 from eventbus_fastapi.client.subscription import ClientSubscription
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import (
@@ -40,8 +41,6 @@ Draftable = Event | tuple[str, Any] | Mapping[str, Any]
 """An event to publish: a typed one, a topic and a payload, or a mapping with `topic`, `payload` and, where wanted,
 `key`, `message_id`, `metadata`, `ttl`, `delay`, `content_type`."""
 
-AT_ONCE = 0.25
-"""Longest pause, seconds, before coming back to a server that restarts."""
 _MAX_PAYLOAD = 16_000_000
 _FIELDS = frozenset({"topic", "payload", "key", "message_id", "metadata", "ttl", "delay", "content_type"})
 
@@ -59,14 +58,10 @@ class EventBusClient:
 
     def __init__(self, config: ClientConfig | str | None = None) -> None:
         self.config = ClientConfig(url=config) if isinstance(config, str) else config or ClientConfig()
-        backoff = FullJitter(
-            min(seconds(self.config.reconnect_interval), seconds(self.config.max_reconnect_interval)),
-            seconds(self.config.max_reconnect_interval),
-        )
-        self._backoff = backoff
-        self._at_once = FullJitter(min(AT_ONCE, backoff.base), AT_ONCE)
+        longest = seconds(self.config.max_reconnect_interval)
+        self._backoff = FullJitter(min(seconds(self.config.reconnect_interval), longest), longest)
         self._session = ClientSession(
-            backoff=backoff,
+            backoff=self._backoff,
             max_retries=self.config.max_retries,
             max_pending=self.config.max_pending,
             max_pending_bytes=self.config.max_pending_bytes,
@@ -330,6 +325,7 @@ class EventBusClient:
 
     async def _run(self) -> None:
         """Keep a connection open until that makes no sense any more."""
+        pauses = Pauses(self._backoff)
         failures = 0
         try:
             while True:
@@ -339,12 +335,12 @@ class EventBusClient:
                 if error := self._end_of(ending, failures):
                     self._fail(error)
                     return
-                delay = ending.after + self._delay(ending, failures)
+                pause = pauses.after(ending)
                 logger.warning(
-                    "no connection to %s (%s), next attempt in %.2f s", self.config.address, ending.reason, delay
+                    "no connection to %s (%s), next attempt in %.2f s", self.config.address, ending.reason, pause
                 )
                 failures += 1
-                await asyncio.sleep(delay)
+                await asyncio.sleep(pause)
         except Exception as exc:
             logger.exception("the client of %s has failed", self.config.address)
             self._fail(ClientError(f"the client has failed: {type(exc).__name__}: {exc}"))
@@ -363,9 +359,6 @@ class EventBusClient:
             return None
         error.__cause__ = ending.cause
         return error
-
-    def _delay(self, ending: Ending, failures: int) -> float:
-        return (self._at_once if ending.verdict == "return" else self._backoff).delay(failures)
 
     def _carry_out(self) -> None:
         """Tell those who wait what the session has settled."""

@@ -99,6 +99,20 @@ async def test_a_bye_that_asks_for_no_time_that_there_is_asks_for_none(server: S
             await server.welcome()
 
 
+async def test_a_server_that_welcomes_and_closes_is_asked_ever_less_often(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pauses() -> list[float]:
+        return [record.args[-1] for record in caplog.records if "next attempt" in record.msg]  # type: ignore[index,misc]
+
+    async with EventBusClient(server.config(reconnect_interval=0.001, max_reconnect_interval=0.1)) as client:
+        subscription = client.subscribe("t")
+        while not any(pause > 0.01 for pause in pauses()):
+            await (await server.welcome()).close(1012)
+        await subscription.aclose()
+    assert pauses()[0] <= 0.001
+
+
 # --- subscriptions ---
 
 
