@@ -238,7 +238,9 @@ class EventBusClient:
     ) -> ClientSubscription:
         """Subscribe to every event that matches one of the patterns, each once and in order.
 
-        It starts at once; `async with client.subscribe(…) as subscription` waits until the server has confirmed it.
+        It starts at once; `async with client.subscribe(…) as subscription` waits until the server has confirmed it. It
+        goes on until its `async with` block is left, with `aclose()`, until nothing refers to it any more, or with the
+        client. A loop over it may be left and begun again: nothing is lost in between.
 
         `start` is `"now"`, `"earliest"`, a seq (exclusive, the same as `after`) or a time with its zone. `epoch` says
         which log that seq belongs to (`ClientSubscription.epoch`); if the server has another one by now, a gap with

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 from uuid import UUID
 
@@ -27,9 +27,9 @@ class ClientSubscription:
         async for message in client.subscribe("user.*"):
             ...
 
-    It starts when it is made, not when it is first read. It ends when the loop over it is left, when nothing refers to
-    it any more, with `aclose()`, or with its client; then iteration ends. Inside `async with` it ends with the block,
-    so a loop may be left and another one begun.
+    It starts when it is made, not when it is first read. It ends with its `async with` block, with `aclose()`, when
+    nothing refers to it any more, or with its client; then iteration ends. So the loop above ends it when it is left;
+    where the program keeps the subscription, a loop may be left, or cancelled, and begun again: nothing is lost.
 
     After an error that iteration raises it may be iterated again: after `LogGap` it goes on behind the gap, after
     `ConnectionLost` it connects again.
@@ -50,7 +50,6 @@ class ClientSubscription:
         self._on_gap = on_gap
         self._waiters = Waiters()
         self._is_closed = False
-        self._is_entered = False
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -107,7 +106,6 @@ class ClientSubscription:
         self._waiters.fail(error)
 
     async def __aenter__(self) -> Self:
-        self._is_entered = True
         try:
             await self.wait_started()
         except BaseException:
@@ -118,14 +116,8 @@ class ClientSubscription:
     async def __aexit__(self, *exc_info: object) -> None:
         self._end()
 
-    async def __aiter__(self) -> AsyncGenerator[Message, None]:
-        try:
-            while (message := await self._next()) is not None:
-                yield message
-        except GeneratorExit:
-            if not self._is_entered:
-                self._end()
-            raise
+    def __aiter__(self) -> Self:
+        return self
 
     async def __anext__(self) -> Message:
         """Return the next message, waiting for it. Cancelling this loses nothing.
@@ -136,13 +128,6 @@ class ClientSubscription:
             ConnectionLost, ConnectionRefused: the connection ended for good.
             StopAsyncIteration: the subscription or its client was closed.
         """
-        message = await self._next()
-        if message is None:
-            raise StopAsyncIteration
-        return message
-
-    async def _next(self) -> Message | None:
-        """Return the next message, or None at the end."""
         while not self._is_closed:
             item = self._source._take(self._reading)
             if isinstance(item, Message):
@@ -156,7 +141,7 @@ class ClientSubscription:
             else:
                 self._source._ensure_running()
                 await self._waiters.wait()
-        return None
+        raise StopAsyncIteration
 
     def _prepared(self, message: Message) -> Message:
         kind = self._types.get(message.topic, self._default_type)

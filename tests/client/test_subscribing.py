@@ -201,16 +201,72 @@ async def test_two_subscriptions_get_the_same_event_each_on_its_own(
     assert seqs(await take(users, 1)) == [1]
 
 
-async def test_leaving_the_loop_unsubscribes(server: ScriptedServer, client: EventBusClient) -> None:
-    subscription = client.subscribe("t")
+async def test_leaving_a_loop_over_a_subscription_that_nothing_else_holds_ends_it(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    async def read() -> None:
+        async for _ in client.subscribe("t"):
+            break
+
+    reading = asyncio.create_task(read())
     peer = await server.welcome()
     await peer.subscribed()
     await peer.send(event(1))
-    async for _ in subscription:
-        break
+    await reading
     assert (await peer.expect("unsubscribe"))["sub"] == 1
     await peer.send(event(2))  # it was on its way: nobody minds
-    assert [message async for message in subscription] == []
+
+
+async def test_a_loop_that_was_left_may_be_begun_again_and_nothing_is_lost(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    subscription = client.subscribe("t")
+    peer = await server.welcome()
+    await peer.subscribed()
+    await peer.send(event(1), event(2))
+    seen = []
+    for _ in range(3):
+        async for message in subscription:
+            seen.append(message.seq)
+            break
+        publish = asyncio.create_task(client.publish("t", "no unsubscribe comes before"))
+        await peer.published(await peer.expect("publish"), 3)
+        await publish
+        await peer.send(event(3))
+    assert seen == [1, 2, 3]
+
+
+async def test_a_loop_that_was_cancelled_may_be_begun_again(server: ScriptedServer, client: EventBusClient) -> None:
+    subscription = client.subscribe("t")
+    peer = await server.welcome()
+    await peer.subscribed()
+    await subscription.wait_started()
+
+    async def read() -> None:
+        async for _ in subscription:
+            raise AssertionError("nothing was sent")
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
+    await peer.send(event(1))
+    async for message in subscription:
+        assert message.seq == 1
+        break
+    await subscription.aclose()
+    await peer.expect("unsubscribe")
+
+
+async def test_an_iterator_goes_on_after_a_wait_that_timed_out(server: ScriptedServer, client: EventBusClient) -> None:
+    iterator = aiter(client.subscribe("t"))
+    peer = await server.welcome()
+    await peer.subscribed()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await anext(iterator)
+    await peer.send(event(1))
+    assert (await anext(iterator)).seq == 1
 
 
 async def test_inside_a_with_block_a_loop_may_be_left_and_begun_again(
