@@ -162,8 +162,9 @@ class EventBusClient:
 
         Cancelling the call takes the event back if it was not sent yet.
 
-        `durable=False`: the event reaches the live subscriptions of the server that gets it, without storage. It is
-        sent at most once. `ttl` and `delay` (seconds or a timedelta) count from when the server takes the event.
+        `durable=False`: the event reaches the live subscriptions of the server that gets it, without storage. Once it
+        may have been delivered it is never sent again; after a refusal for the moment, which delivers nothing, it is.
+        `ttl` and `delay` (seconds or a timedelta) count from when the server takes the event.
 
         Raises:
             InvalidInput: the event does not follow the rules.
