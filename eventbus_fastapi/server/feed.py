@@ -8,6 +8,7 @@ share. A feed holds what one `take` gave, never a queue.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, assert_never
@@ -73,6 +74,8 @@ class Feed:
         self._acknowledging = acknowledging  # held while a range is marked, by one feed of the connection
         self._ack_to = 0
         self._is_taking = False
+        self._is_sending = False
+        self._is_closing = False
         self.allow(0)
 
     @property
@@ -99,9 +102,12 @@ class Feed:
             SubscriptionClosed: it has ended.
             ConnectionEnded: the connection has.
         """
-        while True:
-            for number, frame in enumerate(self._frames(await self._take()), 1):
-                await self._outlet.send(frame.text)
+        while not self._is_closing:
+            made = self._frames(await self._take())
+            for number in itertools.count(1):
+                frame = await self._send_next(made)
+                if frame is None:
+                    break
                 self._note(frame)
                 if number % PLAIN_AT_ONCE == 0:
                     await asyncio.sleep(0)
@@ -113,7 +119,12 @@ class Feed:
         """End it; nothing of it is sent any more when this returns."""
         self.subscription.on_close = None
         self.subscription.close()
-        if self.task is not None:
+        self._is_closing = True
+        if self.task is None:
+            return
+        if self._is_sending:
+            await asyncio.wait((self.task,))  # not cancelled: another send would begin to count its stall anew
+        else:
             await tasks.end(self.task)
 
     async def acknowledge_up_to(self, seq: int) -> int:
@@ -153,6 +164,13 @@ class Feed:
                 self._has_credit.clear()
         return items
 
+    async def _send_next(self, frames: Iterator[Frame]) -> Frame | None:
+        self._is_sending = True
+        try:
+            return await self._outlet.send_next(frames)
+        finally:
+            self._is_sending = False
+
     def _note(self, frame: Frame) -> None:
         if frame.messages:
             self._sent.note(frame.messages)
@@ -164,14 +182,18 @@ class Feed:
     # --- frames ---
 
     def _frames(self, items: Sequence[Item]) -> Iterator[Frame]:
-        return self._plain_frames(items) if self._is_plain else self._joined(self._typed_frames(items))
+        """Make frames, each when it is asked for: what has expired by then is left out."""
+        return self._plain_frames(items) if self._is_plain else self._joined_frames(items)
 
     def _plain_frames(self, items: Sequence[Item]) -> Iterator[Frame]:
         for item in items:
             match item:
                 case Batch():
                     for message in item.messages:
-                        yield Frame(event_object(message), (message,))
+                        if self._is_closing:
+                            return
+                        if message.expires_at is None or message.expires_at > self._node.store.estimate_now():
+                            yield Frame(event_object(message), (message,))
                 case Gap():
                     # This dialect has no word for it.
                     logger.warning(
@@ -183,17 +205,47 @@ class Feed:
                 case _:
                     assert_never(item)
 
-    def _typed_frames(self, items: Sequence[Item]) -> Iterator[Frame]:
+    def _joined_frames(self, items: Sequence[Item]) -> Iterator[Frame]:
+        """Join what there is into arrays of about `FRAME_BYTES`; a gap ends a frame."""
+        held: list[Frame] = []
+        size = 0
         for item in items:
-            match item:
-                case Batch():
-                    yield Frame(self._text(item), item.messages)
-                case Gap(first_seq=first, last_seq=last, reason=reason):
-                    yield Frame(frames.server_frame(frames.Gap(self.sub, first, last, reason)), gap=item)
-                case CaughtUp(seq=seq):
-                    yield Frame(frames.server_frame(frames.CaughtUp(self.sub, seq)))
-                case _:
-                    assert_never(item)
+            part = self._part(item)
+            if part is not None and held and size + len(part.text) > FRAME_BYTES:
+                yield _join(held)
+                held, size = [], 0
+                if isinstance(item, Batch) and item.expires:
+                    part = self._part(item)  # some of it may have expired while the others were sent
+            if self._is_closing:
+                return
+            if part is None:
+                continue
+            held.append(part)
+            size += len(part.text)
+            if part.gap is not None:
+                yield _join(held)
+                held, size = [], 0
+        if held:
+            yield _join(held)
+
+    def _part(self, item: Item) -> Frame | None:
+        match item:
+            case Batch():
+                fresh = self._without_expired(item)
+                return Frame(self._text(fresh), fresh.messages) if fresh.messages else None
+            case Gap(first_seq=first, last_seq=last, reason=reason):
+                return Frame(frames.server_frame(frames.Gap(self.sub, first, last, reason)), gap=item)
+            case CaughtUp(seq=seq):
+                return Frame(frames.server_frame(frames.CaughtUp(self.sub, seq)))
+            case _:
+                assert_never(item)
+
+    def _without_expired(self, batch: Batch) -> Batch:
+        if not batch.expires:
+            return batch
+        now = self._node.store.estimate_now()
+        fresh = [message for message in batch.messages if message.expires_at is None or message.expires_at > now]
+        return batch if len(fresh) == len(batch.messages) else Batch(fresh)
 
     def _text(self, batch: Batch) -> str:
         if type(self.sub) is int and 1 <= self.sub <= MAX_SHARED_SUB:
@@ -202,22 +254,6 @@ class Feed:
 
     def _render(self, messages: Sequence[Message]) -> str:
         return event_frame(messages, self.sub)
-
-    def _joined(self, parts: Iterator[Frame]) -> Iterator[Frame]:
-        """Join frames into arrays of about `FRAME_BYTES`; a gap ends a frame."""
-        held: list[Frame] = []
-        size = 0
-        for part in parts:
-            if held and size + len(part.text) > FRAME_BYTES:
-                yield _join(held)
-                held, size = [], 0
-            held.append(part)
-            size += len(part.text)
-            if part.gap is not None:
-                yield _join(held)
-                held, size = [], 0
-        if held:
-            yield _join(held)
 
 
 def _join(parts: list[Frame]) -> Frame:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -29,6 +29,14 @@ class Ending(NamedTuple):
     reconnect: bool = True
     after: float = 1.0
     """Seconds after which the client should come back."""
+
+
+class Text(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+F = TypeVar("F", bound=Text)
 
 
 class ConnectionEnded(Exception):
@@ -59,16 +67,31 @@ class Outlet:
             ConnectionEnded: it was not sent.
         """
         async with self._turn:
-            try:
-                async with asyncio.timeout(self._send_timeout):
-                    await self._websocket.send({"type": "websocket.send", "text": text})
-            except TimeoutError:
-                self._on_end(slow(f"a send stalled for {self._send_timeout:g} seconds"))
-                raise ConnectionEnded from None
-            except (WebSocketDisconnect, RuntimeError):  # the latter is how ASGI servers refuse a send after the end
-                self._on_end(None)
-                raise ConnectionEnded from None
-            self.sent_at = self._loop.time()
+            await self._send(text)
+
+    async def send_next(self, frames: Iterator[F]) -> F | None:
+        """Send the next of these frames, which is made when its turn comes, and return it; None: there was none.
+
+        Raises:
+            ConnectionEnded: it was not sent.
+        """
+        async with self._turn:
+            frame = next(frames, None)
+            if frame is not None:
+                await self._send(frame.text)
+            return frame
+
+    async def _send(self, text: str) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._websocket.send({"type": "websocket.send", "text": text})
+        except TimeoutError:
+            self._on_end(slow(f"a send stalled for {self._send_timeout:g} seconds"))
+            raise ConnectionEnded from None
+        except (WebSocketDisconnect, RuntimeError):  # the latter is how ASGI servers refuse a send after the end
+            self._on_end(None)
+            raise ConnectionEnded from None
+        self.sent_at = self._loop.time()
 
     async def close(self, ending: Ending, *, with_bye: bool, timeout: float) -> None:
         """Say goodbye and close. Nothing else may be sent any more.

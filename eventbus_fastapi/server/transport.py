@@ -21,7 +21,8 @@ _RESET = struct.pack("ii", 1, 0)
 
 def find_transport(websocket: WebSocket) -> asyncio.Transport | None:
     """Return the transport of a WebSocket; None: it is out of reach."""
-    protocol = getattr(websocket._receive, "__self__", None)
+    receive = getattr(websocket, "_receive", None)  # Starlette keeps it to itself
+    protocol = getattr(receive, "__self__", None)
     transport: asyncio.Transport | None = getattr(protocol, "transport", None)
     return transport if hasattr(transport, "abort") else None
 

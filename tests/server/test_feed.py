@@ -34,14 +34,21 @@ async def eventbus(tmp_path: Path) -> AsyncIterator[EventBus]:
         yield eventbus
 
 
-def feed(eventbus: EventBus, subscription: Subscription, sub: int | str = 1, socket: Socket | None = None) -> Feed:
+def feed(
+    eventbus: EventBus,
+    subscription: Subscription,
+    sub: int | str = 1,
+    socket: Socket | None = None,
+    *,
+    is_plain: bool = False,
+) -> Feed:
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
 
     outlet = Outlet(socket or Socket(), send_timeout=1, on_end=fail)  # type: ignore[arg-type]
     lock = asyncio.Lock()
     return Feed(
-        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=False, credit=None, auto_ack=None
+        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=is_plain, credit=None, auto_ack=None
     )
 
 
@@ -146,3 +153,24 @@ async def test_acks_that_wait_for_one_another_read_the_log_once(
     assert reads <= 2
     assert await statuses(eventbus, 10) == {"processed"}
     running.cancel()
+
+
+# --- expiry --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+async def test_what_expires_while_a_frame_before_it_is_sent_is_left_out(
+    eventbus: EventBus, monkeypatch: pytest.MonkeyPatch, is_plain: bool
+) -> None:
+    await eventbus.publish("a", "x" * 200_000)
+    await eventbus.publish_many([("a", "y" * 100_000)], ttl=60)
+    await eventbus.publish("a", "z" * 100_000)
+    subscription = await eventbus.node.subscribe(["a"], 0)
+    batches = [Batch([await anext(subscription)]) for _ in range(3)]
+    frames = feed(eventbus, subscription, is_plain=is_plain)._frames(batches)
+
+    first = next(frames)
+    later = eventbus.node.store.estimate_now() + 61_000_000
+    monkeypatch.setattr(eventbus.node.store, "estimate_now", lambda: later)
+
+    assert [[message.seq for message in frame.messages] for frame in (first, *frames)] == [[1], [3]]
