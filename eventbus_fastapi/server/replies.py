@@ -20,9 +20,9 @@ from eventbus_fastapi.server.outlet import Outlet
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 1_000
-"""Most frames of a connection whose result is not known yet."""
+"""Most frames of a connection that are not answered yet."""
 MAX_WAITING_BYTES = 4_194_304
-"""About the most bytes of these frames."""
+"""About the most bytes of these frames, and of the answers that are known."""
 FRAME_BYTES = 262_144
 """About how much is joined into one frame, characters."""
 
@@ -39,7 +39,7 @@ class Reply(NamedTuple):
     """Called after the reply was sent."""
     id: int | None = None
     size: int = 0
-    """Bytes of the frame that waits."""
+    """About the bytes that it holds while it waits: of the frame, or of `text`."""
 
 
 class Replies:
@@ -58,16 +58,15 @@ class Replies:
 
     def ok(self, frame_id: int | None, then: Callable[[], None] | None = None, /, **result: Any) -> None:
         """Answer `ok`, if the frame asked for an answer; then call `then`."""
-        text = None if frame_id is None else server_frame(Ok(frame_id, result))
-        self._add(Reply(text=text, then=then, id=frame_id))
+        self._say(None if frame_id is None else server_frame(Ok(frame_id, result)), then)
 
     def say(self, text: str) -> None:
         """Answer with a frame that is written already."""
-        self._add(Reply(text=text))
+        self._say(text)
 
     def refuse(self, error: EventBusError, frame_id: int | None, sub: Sub | None = None) -> None:
         """Answer with an error, whether or not the frame asked for an answer."""
-        self._add(Reply(text=server_frame(Failed(error, frame_id, sub)), id=frame_id))
+        self._say(server_frame(Failed(error, frame_id, sub)))
 
     def expect(
         self, result: asyncio.Future[Any], render: Callable[[Any], str] | None, frame_id: int | None, size: int
@@ -91,6 +90,9 @@ class Replies:
             if reply.result is not None:
                 reply.result.add_done_callback(_note_lost_error)
         self._waiting.clear()
+
+    def _say(self, text: str | None, then: Callable[[], None] | None = None) -> None:
+        self._add(Reply(text=text, then=then, size=len(text or "")))
 
     def _add(self, reply: Reply) -> None:
         self._waiting.append(reply)
