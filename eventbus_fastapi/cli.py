@@ -15,10 +15,11 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, NoReturn, TypeVar, cast
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from eventbus_fastapi import codec
@@ -28,9 +29,9 @@ from eventbus_fastapi.errors import EventBusError, InvalidPayload, LogGap, Setti
 from eventbus_fastapi.events import Message, Receipt
 from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.events import event_object
-from eventbus_fastapi.settings import PREFIX, Settings
+from eventbus_fastapi.settings import PREFIX, Settings, refuse_unknown
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.engines import parse_url
+from eventbus_fastapi.store.engines import is_memory, parse_url
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.version import VERSION
 
@@ -40,8 +41,6 @@ try:
     from rich.text import Text
 except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
-
-T = TypeVar("T")
 
 UsageError: Any = typer.BadParameter.__base__
 """The base of all wrong calls, which typer itself has no name for."""
@@ -60,7 +59,12 @@ commands.add_typer(migrate, name="migrate")
 DatabaseUrl = Annotated[
     str | None, typer.Option(help=f"SQLAlchemy URL of the database; defaults to {PREFIX}DATABASE_URL.")
 ]
-Url = Annotated[str, typer.Option(help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….", show_default=DEFAULT_URL
+    ),
+]
 Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it; connects to nothing.")]
 
 
@@ -74,11 +78,14 @@ class LogLevel(StrEnum):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line, by default that of this process, and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Python has None in place of a stream that was closed at its start.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
     try:
+        if sys.stdout is None:
+            _fail("stdout is closed")
         sys.exit(commands(arguments, prog_name="eventbus", standalone_mode=False))
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
     except UsageError as exc:
         command = "eventbus" if exc.ctx is None else exc.ctx.command_path
@@ -93,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        typer.echo(f"eventbus {VERSION}")
+        _show(f"eventbus {VERSION}")
         raise typer.Exit
 
 
@@ -122,13 +129,13 @@ def serve(
 ) -> None:
     """Serve a bus. Every other setting comes from EVENTBUS_*."""
     settings = _settings(host=host, port=port, database_url=database_url)
-    if workers > 1 and _is_in_memory(settings.database_url):
+    if workers > 1 and is_memory(parse_url(settings.database_url)):
         raise SettingsError(f"{settings.database_url} lives in one process; give a file, or --workers 1")
     try:
         import uvicorn
     except ModuleNotFoundError:
         _fail("uvicorn is not installed; serving needs: pip install 'eventbus-fastapi[server]'")
-    _run(_start_once(settings))
+    asyncio.run(_start_once(settings))
     listening = _listen(settings.host, settings.port)
     # The app is made from the environment, in this process or in those that uvicorn starts.
     for name in ("host", "port", "database_url"):
@@ -146,11 +153,6 @@ def serve(
     )
     _greet(settings, listening)
     _serve(config, listening)
-
-
-def _is_in_memory(database_url: str) -> bool:
-    url = parse_url(database_url)
-    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
 async def _start_once(settings: Settings) -> None:
@@ -192,8 +194,7 @@ def _greet(settings: Settings, listening: socket.socket) -> None:
         f"  {publish}",
         f"or open {url}/docs",
     ]
-    typer.echo("\n".join(lines))
-    sys.stdout.flush()
+    _show("\n".join(lines))
 
 
 def _url_of(listening: socket.socket) -> str:
@@ -242,7 +243,7 @@ def publish(
     key: Annotated[str | None, typer.Option(help="What the event is about.")] = None,
     message_id: Annotated[str | None, typer.Option(help="UUID; the same one is stored once.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds after which the event expires.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     database_url: Annotated[
         str | None, typer.Option(help="Write into this database, without a server (instead of --url).")
     ] = None,
@@ -250,19 +251,22 @@ def publish(
     """Publish an event; print its seq and message_id once it is stored."""
     if as_json and as_text:
         raise typer.BadParameter("give --json or --text, not both")
+    if url is not None and database_url is not None:
+        raise typer.BadParameter("give --url or --database-url, not both")
+    _refuse_unknown_settings()
     body, content_type = _read_payload(payload, as_json=as_json, as_text=as_text)
     options: dict[str, Any] = {"key": key, "message_id": message_id, "ttl": ttl, "content_type": content_type}
     if database_url is None:
-        receipt = _run(_publish_to(_websocket_url(url), topic, body, options))
+        receipt = asyncio.run(_publish_to(_websocket_url(url), topic, body, options))
     else:
-        receipt = _run(_publish_into(_settings(database_url=database_url), topic, body, options))
+        receipt = asyncio.run(_publish_into(_settings(database_url=database_url), topic, body, options))
     duplicate = " duplicate=true" if receipt.duplicate else ""
-    typer.echo(f"seq={receipt.seq} message_id={receipt.message_id}{duplicate}")
+    _show(f"seq={receipt.seq} message_id={receipt.message_id}{duplicate}")
 
 
 def _read_payload(argument: str, *, as_json: bool, as_text: bool) -> tuple[bytes, str]:
     """Return the payload's bytes, as they are, and their content type."""
-    body = sys.stdin.buffer.read() if argument == "-" else os.fsencode(argument)
+    body = _read_stdin() if argument == "-" else os.fsencode(argument)
     if as_text:
         return body, codec.TEXT
     try:
@@ -270,6 +274,12 @@ def _read_payload(argument: str, *, as_json: bool, as_text: bool) -> tuple[bytes
     except InvalidPayload:
         return body, codec.JSON if as_json else codec.TEXT
     return body, codec.JSON
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        _fail("stdin is closed")
+    return sys.stdin.buffer.read()
 
 
 async def _publish_to(url: str, topic: str, body: bytes, options: dict[str, Any]) -> Receipt:
@@ -291,16 +301,20 @@ def tail(
     start: Annotated[str, typer.Option("--from", help="now, earliest, a seq (exclusive) or an RFC 3339 time.")] = "now",
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many events.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
-    """Print events as they come, one line each: seq, time, topic, payload. Ctrl-C ends it."""
-    _run(_follow(_websocket_url(url), pattern, _start_of(start), count, _printer(as_json)))
+    """Print events as they come, one line each: seq, time, topic, payload; acknowledged ones too. Ctrl-C ends it."""
+    _refuse_unknown_settings()
+    asyncio.run(_follow(_websocket_url(url), pattern, _start_of(start), count, _printer(as_json)))
 
 
 async def _follow(url: str, pattern: str, start: Start, count: int | None, show: Callable[[Message], None]) -> None:
     # A bus that is not there is an error now; one that goes away later is waited for.
     await (await EventBusClient.connect(ClientConfig(url=url, max_retries=0))).close()
-    async with EventBusClient(url) as client, client.subscribe(pattern, start=start, on_gap=_warn) as messages:
+    async with (
+        EventBusClient(url) as client,
+        client.subscribe(pattern, start=start, include_processed=True, on_gap=_warn) as messages,
+    ):
         shown = 0
         async for message in messages:
             show(message)
@@ -327,9 +341,9 @@ def _start_of(text: str) -> Start:
 def _printer(as_json: bool) -> Callable[[Message], None]:
     """Return what prints an event: JSON for programs, colours for a terminal, else plain text."""
     if as_json:
-        return lambda message: typer.echo(_UNSEEN.sub(_escape, event_object(message)))
+        return lambda message: _show(_UNSEEN.sub(_escape, event_object(message)))
     if not sys.stdout.isatty():
-        return lambda message: typer.echo("  ".join(_columns(message)))
+        return lambda message: _show("  ".join(_columns(message)))
     console = Console(highlight=False, markup=False, emoji=False)
     styles = ("bold", "dim", "cyan", "")
     return lambda message: console.print(
@@ -368,53 +382,82 @@ def _escape(found: re.Match[str]) -> str:
 # --- migrate -------------------------------------------------------------------------------------
 
 
-@migrate.command()
+def _revision(argument: str) -> str:
+    # Unknown options are taken for revisions, as -1 is one.
+    if argument.startswith("--"):
+        raise UsageError(f"No such option: {argument}")
+    return argument
+
+
+RELATIVE = {"ignore_unknown_options": True}
+"""Settings of a command that takes -1 as an argument."""
+
+
+@migrate.command(context_settings=RELATIVE)
 def upgrade(
-    revision: Annotated[str, typer.Argument(help="Where to go.")] = "head",
+    revision: Annotated[
+        str, typer.Argument(callback=_revision, help="Where to go: head, a revision, or +1 for the next, +2, ….")
+    ] = "head",
     sql: Sql = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Create the tables, or bring them up to date. Does nothing where they are."""
+    """Create the tables, or bring them up to date. Does nothing where they are; beyond head is an error."""
     settings = _settings(database_url=database_url)
     if sql:
-        typer.echo(migrations.sql(settings.database_url, _tables(settings), "base", revision))
+        _show(migrations.sql(parse_url(settings.database_url), _tables(settings), "base", revision))
         return
-    _run(migrations.run(settings, _tables(settings), migrations.upgrade, revision))
+    asyncio.run(migrations.run(settings, _tables(settings), migrations.upgrade, revision))
     _print_revision(settings)
 
 
-@migrate.command()
+@migrate.command(context_settings=RELATIVE)
 def downgrade(
-    revision: Annotated[str, typer.Argument(help="Where to go; base removes the tables and every event in them.")],
+    revision: Annotated[
+        str,
+        typer.Argument(
+            callback=_revision,
+            help="Where to go: a revision, -1 for the one before, -2, …, or base, which removes the tables and every "
+            "event in them.",
+        ),
+    ],
     sql: Sql = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Take the tables back to an earlier revision."""
+    """Take the tables back to an earlier revision. Does nothing where they are; below base is an error."""
     settings = _settings(database_url=database_url)
     if sql:
-        typer.echo(migrations.sql(settings.database_url, _tables(settings), "head", revision))
+        _show(migrations.sql(parse_url(settings.database_url), _tables(settings), "head", revision))
         return
-    _run(migrations.run(settings, _tables(settings), migrations.downgrade, revision))
+    asyncio.run(migrations.run(settings, _tables(settings), migrations.downgrade, revision))
     _print_revision(settings)
 
 
 @migrate.command()
 def current(database_url: DatabaseUrl = None) -> None:
     """Print the revision of the tables."""
-    _print_revision(_settings(database_url=database_url))
+    _print_revision(_without_making_a_file(_settings(database_url=database_url)))
 
 
 @migrate.command()
 def check(database_url: DatabaseUrl = None) -> None:
     """Exit with 0 if the tables are those that this version works with, else with 1."""
-    settings = _settings(database_url=database_url)
-    _run(migrations.run(settings, _tables(settings), migrations.check))
-    typer.echo(f"the tables are at revision {migrations.head_revision()}, as needed")
+    settings = _without_making_a_file(_settings(database_url=database_url))
+    asyncio.run(migrations.run(settings, _tables(settings), migrations.check))
+    _show(f"the tables are at revision {migrations.head_revision()}, as needed")
+
+
+def _without_making_a_file(settings: Settings) -> Settings:
+    """Look at an empty database in memory instead of a SQLite file that is not there: SQLite would make it."""
+    url = parse_url(settings.database_url)
+    is_file = url.get_backend_name() == "sqlite" and not is_memory(url) and "uri" not in url.query
+    if is_file and not Path(url.database or "").exists():
+        return settings.replace(database_url=f"{url.drivername}://")
+    return settings
 
 
 def _print_revision(settings: Settings) -> None:
-    revision = _run(migrations.run(settings, _tables(settings), migrations.current))
-    typer.echo(revision or "base (no tables)")
+    revision = asyncio.run(migrations.run(settings, _tables(settings), migrations.current))
+    _show(revision or "base (no tables)")
 
 
 def _tables(settings: Settings) -> Tables:
@@ -429,24 +472,40 @@ def _settings(**given: Any) -> Settings:
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _websocket_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme in ("ws", "wss") and parts.netloc:
-        return url
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {quote(url)}")
-    return urlunsplit((parts.scheme.replace("http", "ws"), parts.netloc, parts.path.rstrip("/") + "/ws", "", ""))
+def _refuse_unknown_settings() -> None:
+    """Refuse a misspelt variable where no settings are read, too."""
+    refuse_unknown(os.environ, Settings.model_fields)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _websocket_url(given: str | None) -> str:
+    """Return where the WebSocket of a bus is, by the URL that its server prints. A query is kept, as for a token."""
+    url = DEFAULT_URL if given is None else given
     try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output has had enough, as in `eventbus tail '#' | head -1`: a normal end.
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.scheme not in ("http", "https", "ws", "wss"):
+        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {quote(url)}")
+    if "#" in url:
+        raise typer.BadParameter(f"--url: expected no fragment (#…), got {quote(url)}")
+    if parts.scheme in ("ws", "wss"):
+        return url
+    path = parts.path.rstrip("/") + "/ws"
+    return urlunsplit((parts.scheme.replace("http", "ws"), parts.netloc, path, parts.query, ""))
+
+
+def _show(text: str) -> None:
+    """Print to stdout, at once."""
+    try:
+        typer.echo(text)
+    except OSError as exc:
+        # Python tries once more at its end: let it write elsewhere what stdout does not take.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
+        if isinstance(exc, BrokenPipeError):
+            # The reader of our output has had enough, as in `eventbus tail '#' | head -1`: a normal end.
+            raise typer.Exit from None
+        _fail(f"cannot write to stdout: {exc.strerror}")
 
 
 def _fail(reason: str, exit_code: int = 1) -> NoReturn:

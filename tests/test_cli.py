@@ -18,10 +18,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 import pytest
+from fastapi import Depends, FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventbus_fastapi import EventBus, Message
+from eventbus_fastapi import EventBus, EventBusClient, Message
 from eventbus_fastapi.cli import main, visible
 from eventbus_fastapi.version import VERSION
 from tests.processes import EVENTBUS, Process, environment
@@ -110,6 +111,17 @@ def test_it_lists_its_commands(eventbus: Command) -> None:
         (["publish", "a", "1", "--json", "--text"], ["--json or --text"]),
         (["publish", "a", "1", "--url", "ftp://127.0.0.1"], ["--url", "http(s)://", "'ftp://127.0.0.1'"]),
         (["publish", "a", "1", "--url", "x\n"], [r"'x\n'"]),
+        (["publish", "a", "1", "--url", ""], ["--url", "''"]),
+        (["publish", "a", "1", "--url", "http://[::1"], ["--url", "'http://[::1'"]),
+        (["publish", "a", "1", "--url", "http://:3000"], ["--url", "'http://:3000'"]),
+        (["tail", "a", "--url", "ws://127.0.0.1:99999/ws"], ["--url", "'ws://127.0.0.1:99999/ws'"]),
+        (["tail", "a", "--url", "http://127.0.0.1:3000/#all"], ["--url", "no fragment", "/#all'"]),
+        (["tail", "a", "--url", "ws://127.0.0.1:3000/ws#all"], ["--url", "no fragment", "/ws#all'"]),
+        (
+            ["publish", "a", "1", "--url", "http://h", "--database-url", "sqlite+aiosqlite://"],
+            ["--url or --database-url"],
+        ),
+        (["migrate", "upgrade", "--sqll"], ["--sqll", "eventbus migrate upgrade --help"]),
         (["tail", "a", "--from", "yesterday"], ["--from", "'yesterday'"]),
         (["tail", "a", "--from", "9" * 5_000], ["--from", "'999"]),
         (["tail", "a", "--from", "0001-01-01"], ["--from", "'0001-01-01'"]),
@@ -135,6 +147,80 @@ def test_a_bus_that_is_not_there_is_one_line_and_exit_code_1(eventbus: Command, 
 
     assert done.code == 1
     assert f"127.0.0.1:{port}" in done.error
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".org"])
+def test_a_host_that_cannot_be_one_is_one_line_and_exit_code_1(eventbus: Command, host: str) -> None:
+    done = eventbus("publish", "a", "1", "--url", f"http://{host}")
+
+    assert (done.code, host[:60] in done.error) == (1, True)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["publish", "a", "1"], ["tail", "a"], ["migrate", "current"]])
+def test_a_setting_that_is_misspelt_is_one_line(
+    eventbus: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("EVENTBUS_DATABASE_URI", "x")
+
+    done = eventbus(*command)
+
+    assert done == Done(1, "", "error: unknown setting EVENTBUS_DATABASE_URI; did you mean EVENTBUS_DATABASE_URL?\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("publish a 1 >&-", "error: stdout is closed"),
+        ("tail a >&-", "error: stdout is closed"),
+        ("publish a - <&-", "error: stdin is closed"),
+        ("publish a 1 >/dev/full", "error: cannot write to stdout: No space left on device"),
+        ("tail a --from earliest >/dev/full", "error: cannot write to stdout: No space left on device"),
+    ],
+)
+async def test_a_stream_that_is_closed_or_full_is_one_line_and_exit_code_1(
+    server: Server, tmp_path: Path, command: str, error: str
+) -> None:
+    await server.bus.publish("a", "before")
+    words, _, redirection = command.rpartition(" ")
+    shell = f"{shlex.join([*EVENTBUS, *words.split(), '--url', server.url])} {redirection}"
+
+    async with Process.running(["sh", "-c", shell], cwd=tmp_path) as process:
+        assert await process.end() == 1
+
+    assert process.output == error + "\n"
+
+
+async def test_an_event_is_not_published_when_its_receipt_cannot_be_shown(server: Server, tmp_path: Path) -> None:
+    shell = f"{shlex.join([*EVENTBUS, 'publish', 'a', '1', '--url', server.url])} >&- 2>&-"
+
+    async with Process.running(["sh", "-c", shell], cwd=tmp_path) as process:
+        assert await process.end() == 1
+
+    assert await server.log() == []
+
+
+INTERRUPTED_IMPORT = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+import eventbus_fastapi_command
+eventbus_fastapi_command.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["eventbus_fastapi", "sqlalchemy", "typer"])
+async def test_ctrl_c_while_it_is_imported_ends_it_quietly(tmp_path: Path, module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module]
+
+    async with Process.running(command, cwd=tmp_path) as process:
+        assert await process.end() == 130
+
+    assert process.output == ""
 
 
 async def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
@@ -207,6 +293,19 @@ async def test_the_url_may_be_that_of_the_websocket(eventbus: Command, server: S
     assert (await asyncio.to_thread(eventbus, "publish", "a", "1", "--url", url)).code == 0
 
 
+async def test_the_query_of_the_url_goes_along(eventbus: Command, tmp_path: Path) -> None:
+    app, tokens = FastAPI(), list[str]()
+
+    def guard(token: str) -> None:
+        tokens.append(token)
+
+    app.include_router(bus_on(tmp_path).router(), dependencies=[Depends(guard)])
+    async with serving(app) as served:
+        for url in (f"{served.http}/?token=1", f"{served.ws}?token=2"):
+            assert (await asyncio.to_thread(eventbus, "publish", "a", "1", "--url", url)).code == 0
+    assert tokens == ["1", "2"]
+
+
 async def test_an_event_goes_straight_into_a_database(eventbus: Command, tmp_path: Path) -> None:
     done = await asyncio.to_thread(eventbus, "publish", "a", "Hello", "--database-url", url_in(tmp_path))
 
@@ -262,6 +361,17 @@ async def test_each_event_is_one_line_with_seq_time_topic_and_payload(eventbus: 
         '2  TIME  user.created  {"id":1}',
         "3  TIME  image  <2 bytes of application/octet-stream>",
     ]
+
+
+async def test_acknowledged_events_are_shown_too(eventbus: Command, server: Server) -> None:
+    await server.bus.publish_many([("a", "acknowledged"), ("a", "new")])
+    url = server.url.replace("http", "ws") + "/ws"
+    async with EventBusClient(url) as client, client.subscribe("a", start="earliest") as messages:
+        await (await anext(messages)).ack()
+
+    done = await asyncio.to_thread(eventbus, "tail", "a", "--from", "earliest", "-n", "2", "--url", server.url)
+
+    assert [line.split()[-1] for line in done.out.splitlines()] == ["acknowledged", "new"]
 
 
 async def test_each_event_is_one_line_of_json(eventbus: Command, server: Server) -> None:
@@ -354,6 +464,26 @@ def test_the_tables_are_created_checked_and_removed(eventbus: Command, database_
     assert migrate("downgrade", "base") == Done(0, "base (no tables)\n", "")
 
 
+@pytest.mark.databases("sqlite")
+def test_a_relative_revision_is_taken_as_the_page_has_it(eventbus: Command, database_url: str) -> None:
+    def migrate(*arguments: str) -> Done:
+        return eventbus("migrate", *arguments, "--database-url", database_url)
+
+    assert migrate("upgrade", "+1") == Done(0, "0001\n", "")
+    assert (migrate("upgrade", "+1").code, migrate("current").out) == (1, "0001\n")
+    assert migrate("downgrade", "-1") == Done(0, "base (no tables)\n", "")
+    assert (migrate("downgrade", "-1").code, migrate("current").out) == (1, "base (no tables)\n")
+
+
+def test_looking_at_a_sqlite_file_that_is_not_there_does_not_make_it(eventbus: Command, tmp_path: Path) -> None:
+    current = eventbus("migrate", "current", "--database-url", url_in(tmp_path))
+    check = eventbus("migrate", "check", "--database-url", url_in(tmp_path))
+
+    assert current == Done(0, "base (no tables)\n", "")
+    assert (check.code, "eventbus migrate upgrade" in check.error) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dialect", ["sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"])
 def test_the_sql_is_printed_without_a_database(eventbus: Command, dialect: str) -> None:
     database_url = f"{dialect}://nobody@127.0.0.1:1/nothing" if "sqlite" not in dialect else f"{dialect}://"
@@ -369,7 +499,12 @@ def test_the_sql_is_printed_without_a_database(eventbus: Command, dialect: str) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["upgrade", "nope", "--database-url", "sqlite+aiosqlite://"], ["revision", "'nope'"]),
+        (["upgrade", "nope", "--database-url", "sqlite+aiosqlite://"], ["revision", "'nope'", "+1"]),
+        (["upgrade", "-1", "--database-url", "sqlite+aiosqlite://"], ["revision", "'-1'", "+1"]),
+        (["downgrade", "+1", "--database-url", "sqlite+aiosqlite://"], ["revision", "'+1'", "-1"]),
+        (["upgrade", "-1", "--sql", "--database-url", "sqlite+aiosqlite://"], ["no revision -1 from base"]),
+        (["upgrade", "--sql", "--database-url", "nope"], ["database URL cannot be read"]),
+        (["upgrade", "--sql", "--database-url", "nope://"], ["'nope'", "sqlite, postgresql"]),
         (["upgrade", "--database-url", "nope://"], ["async driver", "nope"]),
         (
             ["upgrade", "--database-url", "postgresql+asyncpg://app:top@secret:5x@h/app"],
@@ -388,14 +523,6 @@ def test_what_cannot_be_migrated_is_one_line(eventbus: Command, arguments: list[
 
 
 # --- serve ---------------------------------------------------------------------------------------
-
-
-def test_a_setting_that_is_misspelt_is_one_line(eventbus: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVENTBUS_DATABASE_URI", "x")
-
-    done = eventbus("serve")
-
-    assert done == Done(1, "", "error: unknown setting EVENTBUS_DATABASE_URI; did you mean EVENTBUS_DATABASE_URL?\n")
 
 
 def test_a_port_that_is_taken_is_one_line(eventbus: Command, tmp_path: Path) -> None:
