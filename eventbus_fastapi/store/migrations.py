@@ -273,7 +273,9 @@ def _resolve(revision: str, start: str | None, tables: Tables, *, sign: str = "+
     if revision not in revisions():
         expected = ", ".join(("base", *revisions(), "head"))
         relative = " or ".join(f"{one}1, {one}2, …" for one in sign)
-        raise StoreError(f"there is no revision {quote(revision)} to go to, expected {expected}, or relative {relative}")
+        raise StoreError(
+            f"there is no revision {quote(revision)} to go to, expected {expected}, or relative {relative}"
+        )
     return revision
 
 

@@ -189,7 +189,9 @@ async def test_an_unknown_revision_is_refused(engine: AsyncEngine, revision: str
 
 @pytest.mark.databases("sqlite")
 async def test_a_downgrade_goes_down_only(engine: AsyncEngine) -> None:
-    with pytest.raises(StoreError, match=r"no revision '\+1' to go to, expected base, 0001, head, or relative -1, -2, …$"):
+    with pytest.raises(
+        StoreError, match=r"no revision '\+1' to go to, expected base, 0001, head, or relative -1, -2, …$"
+    ):
         await downgrade(engine, Tables(), "+1")
 
 
