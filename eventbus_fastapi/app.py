@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.errors import InvalidRequest
-from eventbus_fastapi.server import openapi
+from eventbus_fastapi.server import openapi, uvicorn_log
 from eventbus_fastapi.server.problems import problem
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.version import VERSION
@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Raises:
         SettingsError: a setting is unknown or has a value that cannot be used.
     """
+    uvicorn_log.quiet()
     eventbus = EventBus(settings=Settings() if settings is None else settings)
     app = FastAPI(
         title="eventbus-fastapi",

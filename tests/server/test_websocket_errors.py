@@ -13,9 +13,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from eventbus_fastapi.app import create_app
 from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.pipeline.node import Node
-from tests.server.sockets import Peer, ServedBus, serving_bus
+from eventbus_fastapi.settings import Settings
+from tests.server.sockets import Peer, ServedBus, peer, serving_bus
+from tests.serving import serving
 
 
 @pytest.fixture
@@ -132,12 +135,27 @@ async def test_a_frame_far_beyond_the_limit_is_closed_by_the_server(tmp_path: Pa
         assert (await client.rest())[1] == 1009
 
 
-async def test_invalid_utf8_is_closed_by_the_server(served: ServedBus, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_utf8_is_closed_by_the_server(served: ServedBus) -> None:
     async with served.plain() as client:
         await client.socket.send(b"\xff\xfe", text=True)
 
         assert (await client.rest())[1] == 1007
-    caplog.clear()  # uvicorn's own record of it
+
+
+async def test_invalid_utf8_is_no_error_in_the_log_of_the_standalone_app(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # In an app of somebody else's, uvicorn logs an error with a traceback: that log is not ours to arrange.
+    app = create_app(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db"))
+    caplog.set_level(logging.INFO)
+
+    async with serving(app) as served, peer(served.ws) as client:
+        await client.socket.send(b"\xff\xfe", text=True)
+        assert (await client.rest())[1] == 1007
+
+    [record] = [record for record in caplog.records if "UTF-8" in record.getMessage()]
+    assert (record.levelno, record.exc_info) == (logging.INFO, None)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 # --- the handshake -------------------------------------------------------------------------------
