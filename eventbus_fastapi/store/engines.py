@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from eventbus_fastapi.errors import SettingsError
+from eventbus_fastapi.errors import SettingsError, quote
 from eventbus_fastapi.settings import Settings
 
 BEGIN = "eventbus_begin"
@@ -29,6 +29,27 @@ statement stands alone. Default: DEFERRED."""
 MYSQL = ("mysql", "mariadb")
 CLOSE_TIMEOUT = 1.0
 """Seconds to wait for a server to close a connection."""
+
+UNPREPARED: dict[str, dict[str, Any]] = {
+    # SQLAlchemy names the statements that it prepares; without a name they last until the next one.
+    "asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: "",
+    },
+    "psycopg": {"prepare_threshold": None},
+}
+"""By driver, what leaves no prepared statement behind: behind a transaction pooler, the next transaction may run in
+another session."""
+NUMBERS = (
+    "command_timeout",
+    "max_cacheable_statement_size",
+    "max_cached_statement_lifetime",
+    "prepare_threshold",
+    "statement_cache_size",
+    "timeout",
+)
+"""Options in a URL that PostgreSQL's drivers want as numbers."""
 
 EXTRAS = {
     "asyncpg": "postgres",
@@ -56,6 +77,8 @@ def create_engine(settings: Settings) -> AsyncEngine:
             max_overflow=0,
             pool_timeout=settings.statement_timeout,
             isolation_level="READ COMMITTED",
+            hide_parameters=True,
+            connect_args=connect_args(url, settings),
             **options,
         )
     except (NoSuchModuleError, InvalidRequestError) as exc:
@@ -66,6 +89,29 @@ def create_engine(settings: Settings) -> AsyncEngine:
         extra = EXTRAS.get(exc.name or "")
         remedy = f"; install eventbus-fastapi[{extra}]" if extra else ""
         raise SettingsError(f"the driver {exc.name} of the database URL is not installed{remedy}") from exc
+
+
+def connect_args(url: URL, settings: Settings) -> dict[str, Any]:
+    """Return what a driver is told besides the URL, or in other words.
+
+    Raises:
+        SettingsError: an option in the URL is no number and has to be one.
+    """
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_arguments(settings)
+    if url.get_backend_name() != "postgresql":
+        return {}
+    arguments: dict[str, Any] = {name: _number(name, url.query[name]) for name in NUMBERS if name in url.query}
+    if settings.poll_only:
+        arguments.update(UNPREPARED.get(url.get_driver_name(), {}))
+    return arguments
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return int(str(value)) if str(value).isdecimal() else float(str(value))
+    except ValueError:
+        raise SettingsError(f"{name} in the database URL must be a number, got {quote(value)}") from None
 
 
 def parse_url(text: str) -> URL:
@@ -104,9 +150,9 @@ def create_session_engine(url: URL, settings: Settings) -> AsyncEngine:
     On SQLite its transactions begin with the write lock. One that reads first and writes later would fail at once, with
     "database is locked", whenever somebody has written in between; with the lock it waits its turn.
     """
+    engine = create_async_engine(url, hide_parameters=True, connect_args=connect_args(url, settings))
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url)
-    engine = create_async_engine(url, connect_args=_sqlite_arguments(settings))
+        return engine
     prepare_sqlite(engine, settings)
     return engine.execution_options(**{BEGIN: "IMMEDIATE"})
 
@@ -125,7 +171,8 @@ def _create_sqlite(url: URL, settings: Settings) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         pool_timeout=settings.statement_timeout,
-        connect_args=_sqlite_arguments(settings),
+        hide_parameters=True,
+        connect_args=connect_args(url, settings),
     )
     prepare_sqlite(engine, settings)
     return engine

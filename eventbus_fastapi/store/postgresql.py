@@ -25,6 +25,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    event,
     func,
     insert,
     null,
@@ -33,8 +34,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from eventbus_fastapi.errors import StoreUnavailable
@@ -54,6 +57,8 @@ IS_PREPARED = "eventbus_is_prepared"
 class PostgreSQLStore(Store):
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
+        if owns_engine and not settings.poll_only:  # a pooler's sessions are not ours to set
+            event.listen(engine.sync_engine, "connect", _read_committed_alone)
         self._writing = engine.execution_options(isolation_level="READ COMMITTED")
         self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.has_listener = not settings.poll_only
@@ -128,9 +133,10 @@ class PostgreSQLStore(Store):
     async def _prepare(self, connection: AsyncConnection) -> None:
         """Have a new connection prepare what runs under the lock, by a run that does nothing.
 
-        asyncpg takes a round trip of its own for it, between whose halves the server calls no transaction idle.
+        asyncpg takes a round trip of its own for it, between whose halves the server calls no transaction idle. Where
+        nothing may stay prepared, that cannot be helped.
         """
-        if not self._is_asyncpg or connection.info.get(IS_PREPARED):
+        if not self._is_asyncpg or self.settings.poll_only or connection.info.get(IS_PREPARED):
             return
         await connection.execute(self._fast.move_outbox, {"head": 0, "base": 0, "limit": 0})
         await connection.execute(self._fast.add_to_log, {"head": 0, "base": 0, "last_seq": 0, **NO_EVENTS})
@@ -223,6 +229,14 @@ class PostgreSQLStore(Store):
                 await driver.execute("SELECT 1")
 
 
+def _read_committed_alone(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    """Make single statements READ COMMITTED, too: no BEGIN says so for them, and a server's default may be stricter."""
+    cursor = connection.cursor()
+    cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    cursor.close()
+    connection.commit()
+
+
 class _Text:
     """A statement as asyncpg itself takes it."""
 
@@ -291,7 +305,7 @@ class FastStatements:
     """The statements of an append as PostgreSQL can do them."""
 
     def __init__(self, tables: Tables, channel: str | None, node: str) -> None:
-        event, outbox, head = tables.event, tables.outbox, tables.head
+        log, outbox, head = tables.event, tables.outbox, tables.head
         target = ["seq", *EVENT_FIELDS, "created_at", "expires_at"]
         now = select(now_micros()).scalar_subquery()  # once per statement, not once per row
         base = bindparam("base", type_=BigInteger)
@@ -300,7 +314,7 @@ class FastStatements:
 
         rows = _rows()
         added = (
-            insert(event)
+            insert(log)
             .from_select(
                 target,
                 select(base + rows.c.place, *(rows.c[name] for name in EVENT_FIELDS), now, now + rows.c.ttl),
@@ -344,7 +358,7 @@ class FastStatements:
         )
         rows = _rows()
         added = (
-            insert(event)
+            insert(log)
             .from_select(
                 target,
                 select(
@@ -375,7 +389,7 @@ class FastStatements:
         )
         place = func.row_number().over(order_by=moved.c.id)
         added = (
-            insert(event)
+            insert(log)
             .from_select(
                 target,
                 select(base + place, *(moved.c[name] for name in EVENT_FIELDS), now, expiry(now, moved.c.ttl)),

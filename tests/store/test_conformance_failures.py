@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import QueuePool
 
 from eventbus_fastapi.errors import SchemaOutdated, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Ack, Store, create_engine
+from eventbus_fastapi.store import Ack, Outbox, Store, create_engine, create_session_engine
 from eventbus_fastapi.store.engines import BEGIN
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
@@ -190,6 +191,21 @@ async def test_a_refusal_says_what_the_database_said_and_no_payload(store: Store
     assert "topic" in str(caught.value)
     assert "the-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_not_even_the_cause_of_a_refusal_shows_what_was_to_be_stored(store: Store) -> None:
+    """As a traceback in a log does."""
+    event = draft(payload="the-secret")._replace(topic=None)  # type: ignore[arg-type]
+    users = create_session_engine(store.engine.url, store.settings)
+    async with users.connect() as connection:
+        with pytest.raises(StoreError) as in_a_session:
+            await Outbox(store.sql, lambda: None).add(connection, event)
+    await users.dispose()
+    with pytest.raises(StoreError) as in_an_append:
+        await store.append([event])
+    for caught in (in_a_session, in_an_append):
+        assert isinstance(caught.value.__cause__, DBAPIError)
+        assert "the-secret" not in str(caught.value.__cause__)
 
 
 async def test_a_table_that_is_gone_is_an_error_of_ours(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from eventbus_fastapi.bus import EventBus
+from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import Ack, migrations
 from eventbus_fastapi.store import create_engine as create_bus_engine
-from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store import postgresql as postgresql_store
 from eventbus_fastapi.store.postgresql import PostgreSQLStore
 from eventbus_fastapi.store.schema import Tables
@@ -292,6 +294,37 @@ async def test_poll_only_finds_what_other_nodes_append(open_bus: OpenBus) -> Non
         assert await read_payloads(subscription, 1) == [number]
 
 
+async def test_poll_only_leaves_no_prepared_statement_in_any_session(url: str, open_bus: OpenBus) -> None:
+    """Behind a transaction pooler the next transaction may run in another session, where it does not exist."""
+    bus = await open_bus(poll_only=True, poll_interval=0.02, pool_size=3)
+    store, again = bus.node.store, bus.draft("a", bytes(100_000))
+    for number in range(10):  # psycopg prepares what it has seen five times
+        await bus.publish("a", number)
+        await bus.publish_many([again])
+        async with AsyncSession(bus.engine) as session, session.begin():
+            await bus.publish_txn(session, "a", number)
+        await store.append([bus.draft("a", number), bus.draft("a", number, delay=60)])
+        await store.read(0, 100)
+        await store.acknowledge([Ack(1)])
+    async with contextlib.AsyncExitStack() as stack:
+        engines = [*[store.engine] * 3, bus.engine]
+        for connection in [await stack.enter_async_context(engine.connect()) for engine in engines]:
+            # Its own statement is prepared while it runs, if without a name.
+            named = text("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''")
+            assert (await connection.execute(named)).scalar_one() == 0
+
+
+async def test_a_number_in_the_url_is_one_to_the_driver(url: str, open_bus: OpenBus) -> None:
+    options = "prepare_threshold=3" if "psycopg" in url else "statement_cache_size=0&timeout=2.5"
+    bus = await open_bus(database_url=f"{url}?{options}")
+    assert (await bus.publish("a", 1)).seq == 1
+
+
+def test_an_option_in_the_url_that_has_to_be_a_number_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"statement_cache_size in the database URL must be a number, got 'no'"):
+        EventBus("postgresql+asyncpg://localhost/app?statement_cache_size=no")
+
+
 # --- connections ---------------------------------------------------------------------------------
 
 
@@ -314,6 +347,21 @@ async def test_a_node_has_a_bounded_number_of_connections_however_many_subscript
     seen = sessions(url)
     assert len(seen) <= 4 + 1
     assert {state for state, _ in seen} == {"idle"}  # none of them "idle in transaction"
+
+
+async def test_what_the_bus_runs_is_read_committed_whatever_the_servers_default(url: str, open_bus: OpenBus) -> None:
+    name = make_url(url).database
+    with administrator(url) as connection:
+        connection.execute(text(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'"))
+    store = (await open_bus()).node.store
+    level = text("SHOW transaction_isolation")
+    async with store._reader() as alone:
+        assert (await alone.execute(level)).scalar_one() == "read committed"
+
+    async def look(connection: AsyncConnection) -> str:
+        return str((await connection.execute(level)).scalar_one())
+
+    assert await store.transact(look) == "read committed"
 
 
 async def test_a_stopped_node_has_no_connections(url: str, open_bus: OpenBus) -> None:
