@@ -9,6 +9,7 @@ those of any other program.
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,7 +30,11 @@ app.include_router(eventbus.router())
 async def server() -> AsyncIterator[str]:
     """Serve the app while the block runs; give the URL for clients."""
     host, port = eventbus.settings.host, eventbus.settings.port
-    with socket.create_server((host, port)) as listening:  # clients may come from here on
+    try:
+        listening = socket.create_server((host, port))  # clients may come from here on
+    except OSError as error:
+        sys.exit(f"cannot listen on {host} port {port}: {error.strerror}")
+    with listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         serving = asyncio.create_task(server.serve([listening]))
         try:

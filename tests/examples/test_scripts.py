@@ -56,10 +56,11 @@ def test_chat_prints_what_the_subscriber_was_told_each_time(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["chat.py", "persistence.py", "load.py"])
 def test_a_port_that_is_taken_ends_the_example_at_once(name: str, tmp_path: Path) -> None:
-    """Given somebody listens on the port, when an example wants to serve there, then it says so and ends."""
+    """Given somebody listens on the port, when an example wants to serve there, then it says so in a line and ends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         finished = run(name, tmp_path, EVENTBUS_PORT=str(taken.getsockname()[1]))
     assert finished.code == 1
+    assert finished.err.count("\n") == 1
     assert "address already in use" in finished.err.lower()
     assert finished.out == ""
     assert not finished.has_left_processes
