@@ -17,8 +17,10 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException
-from pydantic import BaseModel
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from sqlalchemy import String, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -39,8 +41,8 @@ class User(Base):
 
 
 class UserIn(BaseModel):
-    id: int
-    username: str
+    id: int = Field(ge=0, lt=2**31)  # what an INTEGER holds
+    username: str = Field(min_length=1, max_length=100, pattern=r"^\PC*$")  # no control characters
 
 
 class UserCreated(Event, topic="user.created"):
@@ -61,6 +63,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(title="Users", lifespan=lifespan)
 app.include_router(eventbus.router())
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+    # FastAPI's own answer quotes the input, and fails where JSON cannot: at NaN or half a surrogate pair.
+    return JSONResponse({"detail": [{"loc": one["loc"], "msg": one["msg"]} for one in error.errors()]}, 422)
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:

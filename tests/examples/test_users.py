@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import runpy
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from eventbus_fastapi import EventBusClient, Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.schema import Tables
 from tests.examples.running import free_port, serving
+from tests.processes import CHECKOUT
 from tests.waiting import eventually
 
 ALICE = {"id": 1, "username": "alice"}
@@ -84,6 +86,30 @@ async def test_users_api_stores_a_user_and_its_event_or_neither(database_url: st
             (1, "user.created", ALICE),
             (2, "user.created", BOB),
         ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"id": 99999999999999999999, "username": "alice"}',
+        r'{"id": 2147483648, "username": "alice"}',
+        r'{"id": NaN, "username": "alice"}',
+        r'{"id": "\ud800", "username": "alice"}',
+        r'{"id": 1, "username": "\ud800"}',
+        r'{"id": 1, "username": "a\u0000"}',
+        r'{"id": 1, "username": ""}',
+        '{"id": 1, "username": "' + "a" * 101 + '"}',
+    ],
+)
+async def test_users_api_refuses_what_it_cannot_store(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a user that no database could hold, when it is sent, then the answer is 422 and nothing was asked."""
+    monkeypatch.setenv("EVENTBUS_DATABASE_URL", "sqlite+aiosqlite://")
+    app = runpy.run_path(str(CHECKOUT / "examples" / "users_api.py"))["app"]
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://users") as http:
+        answer = await http.post("/api/users", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "body"
 
 
 async def _has_events(api: Service, number: int) -> bool:
