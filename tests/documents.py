@@ -66,6 +66,13 @@ def dialogues(block: Block) -> list[Dialogue]:
     return [Dialogue(command, output.strip()) for command, _, output in (part.partition("\n") for part in parts)]
 
 
+def consoles(path: Path) -> list[list[str]]:
+    """Return the commands of each console block of a document."""
+    return [
+        [dialogue.command for dialogue in dialogues(block)] for block in blocks(path) if block.language == "console"
+    ]
+
+
 def links(path: Path) -> list[Path]:
     """Return the files that a document links to."""
     return [(path.parent / target).resolve() for target in _LINK.findall(path.read_text())]

@@ -6,6 +6,8 @@ import ast
 import asyncio
 import contextlib
 import inspect
+import io
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
+from alembic import command
+from alembic.config import Config
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -36,6 +40,10 @@ from tests.waiting import eventually
 DOCS = CHECKOUT / "docs"
 DELIVERY = DOCS / "delivery.md"
 GROWING = DOCS / "growing.md"
+MIGRATIONS = DOCS / "migrations.md"
+PAGES = [*CHECKOUT.glob("*.md"), *DOCS.glob("*.md"), *CHECKOUT.glob("*/README.md")]
+URL = "postgresql+asyncpg://app@db/app"
+"""Where the pages have their database."""
 ADDRESS = "127.0.0.1:3000"
 """Where the README has the bus."""
 ALICE = {"id": 1, "username": "alice"}
@@ -190,6 +198,37 @@ async def log(eventbus: EventBus) -> list[tuple[Any, ...]]:
     ]
 
 
+# --- the docs' commands --------------------------------------------------------------------------
+
+
+@pytest.mark.databases("postgresql")
+async def test_the_commands_of_migrations_md_run_one_after_the_other(database_url: str, tmp_path: Path) -> None:
+    """Given an empty database, when the page's commands are typed, then they make the tables, and files of SQL."""
+    command.init(Config(tmp_path / "alembic.ini", stdout=io.StringIO()), str(tmp_path / "migrations"))
+    first, sql, revision = documents.consoles(MIGRATIONS)
+    assert await script([*first, *sql, *revision], database_url, tmp_path) >= ["0001", "0001"]
+    assert "CREATE TABLE bus_event" in (tmp_path / "bus.sql").read_text()
+    assert "DROP TABLE bus_event" in (tmp_path / "drop.sql").read_text()
+    assert any(name.endswith("_add_the_event_bus.py") for name in os.listdir(tmp_path / "migrations" / "versions"))
+
+
+@pytest.mark.databases("postgresql")
+async def test_the_commands_of_growing_md_make_the_tables(database_url: str, tmp_path: Path) -> None:
+    (commands,) = documents.consoles(GROWING)
+    assert await script(commands, database_url, tmp_path) == ["0001"]
+
+
+async def script(commands: list[str], database_url: str, directory: Path) -> list[str]:
+    """Run commands of a page in one shell, on this database; each must succeed. Return the lines that they print."""
+    assert any(URL in line for line in commands)
+    programs = {"eventbus": EVENTBUS, "alembic": (sys.executable, "-m", "alembic")}
+    defined = [f'{name}() {{ {shlex.join(words)} "$@"; }}' for name, words in programs.items()]
+    lines = [line.replace(URL, shlex.quote(database_url)) for line in commands]
+    async with Process.running(["sh", "-ec", "\n".join([*defined, *lines])], cwd=directory) as process:
+        assert await process.end() == 0, process.output
+    return process.lines
+
+
 # --- what they say -------------------------------------------------------------------------------
 
 
@@ -238,7 +277,7 @@ def test_the_readme_lists_every_example() -> None:
     assert linked == {path.name for path in (CHECKOUT / "examples").glob("*.py")}
 
 
-@pytest.mark.parametrize("path", [README, DELIVERY, GROWING], ids=lambda path: str(path.name))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(CHECKOUT)))
 def test_links_lead_somewhere(path: Path) -> None:
     assert [link for link in documents.links(path) if not link.exists()] == []
 
