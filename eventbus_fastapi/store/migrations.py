@@ -135,8 +135,8 @@ def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
 def move(context: MigrationContext, tables: Tables, start: str, end: str) -> None:
     """Run the steps between two of our revisions as a part of a migration in another Alembic history.
 
-    `context` is what `op.get_context()` returns there; a relative `end` is seen from `start`. Online this is `upgrade` or `downgrade` to `end`; offline
-    (`--sql`) the steps are written to where the other history is written.
+    `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`; offline
+    (`--sql`) the steps are written to where the other history is written. A relative `end` is seen from `start`.
     """
     _check_schema_setting(context.dialect.name, tables)
     first = _resolve(start, None, tables)
