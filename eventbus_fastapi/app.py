@@ -10,9 +10,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from eventbus_fastapi.bus import EventBus
-from eventbus_fastapi.errors import InvalidRequest
 from eventbus_fastapi.server import openapi, uvicorn_log
-from eventbus_fastapi.server.problems import problem
+from eventbus_fastapi.server.problems import unroutable
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.version import VERSION
 
@@ -61,9 +60,7 @@ async def _landing(request: Request) -> dict[str, str]:
 async def _refuse(request: Request, exc: Exception) -> Response:
     """Answer a path or method that does not exist like every other error of the bus."""
     assert isinstance(exc, HTTPException)
-    error = InvalidRequest(f"{request.method} {request.url.path}: {exc.detail}; see {request.base_url}docs")
-    error.status = exc.status_code
-    answer = problem(error)
+    answer = unroutable(request, exc.status_code, exc.detail)
     answer.headers.update(exc.headers or {})
     return answer
 

@@ -4,10 +4,12 @@ Documentation only: requests are read by `protocol`, as they are on the WebSocke
 The tests hold both together: every example here is sent as it stands, and every answer is checked against its schema.
 """
 
+import re
 from http import HTTPStatus
 from typing import Any, Literal
 from uuid import UUID
 
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from eventbus_fastapi.errors import (
@@ -21,7 +23,10 @@ from eventbus_fastapi.errors import (
     InvalidTopic,
     NotFound,
     NotReady,
+    NotRunning,
     PayloadTooLarge,
+    SchemaOutdated,
+    StoreError,
     StoreUnavailable,
     UnsupportedMediaType,
 )
@@ -251,34 +256,56 @@ PROBLEM: dict[str, Any] = {
     },
 }
 
-_UNAVAILABLE = StoreUnavailable("the database cannot be reached")
+_NOT_RUNNING = NotRunning("the bus is not running; use 'async with eventbus:' or mount its router")
+_UNAVAILABLE = StoreUnavailable("the database is not available: connection refused")
+_SCHEMA = SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
+_STORE_FAILED = StoreError("the database refused: no such table: bus_event")
 _FAILED = EventBusError("the server failed; its log has the details")
 
 PUBLISH_PROBLEMS = (
     BodyTooLarge(1_048_576),
     PayloadTooLarge(300_000, 262_144),
     BatchTooLarge(1_001, 1_000),
-    UnsupportedMediaType("expected content type application/json, got 'text/plain'"),
+    UnsupportedMediaType("expected content type application/json (UTF-8), got 'text/plain'"),
     InvalidRequest("field 'topic' is missing"),
     InvalidTopic("orders.", "segment 2 is empty"),
     InvalidPayload("payload of content type image/png must be str or bytes, got dict"),
-    InvalidEvent("ttl must be more than 0 seconds, got 0"),
+    InvalidEvent("an event with durable=false cannot wait: delay needs storage"),
+    _STORE_FAILED,
     _FAILED,
+    _NOT_RUNNING,
     _UNAVAILABLE,
 )
 LIST_PROBLEMS = (
     InvalidRequest("query parameter 'limit': Input should be less than or equal to 1000, got '5000'"),
-    InvalidPattern("user.*x", "segment 2 mixes a wildcard with other characters"),
+    InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
+    _STORE_FAILED,
     _FAILED,
+    _NOT_RUNNING,
     _UNAVAILABLE,
+    _SCHEMA,
 )
 GET_PROBLEMS = (
-    NotFound("no event has seq 17"),
+    NotFound("no event at seq 17"),
     InvalidRequest("path parameter 'seq': Input should be greater than or equal to 1, got '0'"),
+    _STORE_FAILED,
     _FAILED,
+    _NOT_RUNNING,
     _UNAVAILABLE,
 )
-READY_PROBLEMS = (NotReady(["the database cannot be reached"]),)
+READY_PROBLEMS = (NotReady(["the bus is not running"]),)
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def operation_id(own_path: str, route: APIRoute) -> str:
+    """Return the id of a route: its name, and the words of the prefix that it was included with, if any.
+
+    A generator of clients makes its method names of these, and an app may include several buses.
+    """
+    prefix = route.path.removesuffix(own_path)
+    return "_".join([route.name, *re.findall(r"\w+", prefix)])
 
 
 def documented(*errors: EventBusError) -> dict[int | str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from eventbus_fastapi.errors import EventBusError, InvalidRequest, quote
 
@@ -33,6 +34,15 @@ def problem(error: EventBusError) -> Response:
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     return Response(to_json(members(error)), error.status, headers, MEDIA_TYPE)
+
+
+def unroutable(request: Request, status: int, detail: str) -> Response:
+    """Return the answer to a path or method that does not exist."""
+    docs = getattr(request.scope.get("app"), "docs_url", None)
+    hint = f"; see {str(request.base_url).rstrip('/')}{docs}" if docs else ""
+    error = InvalidRequest(f"{quote(request.method)[1:-1]} {request.url.path}: {detail}{hint}")
+    error.status = status
+    return problem(error)
 
 
 def members(error: EventBusError) -> dict[str, Any]:
@@ -50,6 +60,16 @@ class ProblemRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any) -> None:
         super().__init__(path, _answering(endpoint), **options)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Called with another method only if the app has no route of its own for that.
+        if self.methods and scope["method"] not in self.methods:
+            allowed = ", ".join(sorted(self.methods))
+            answer = unroutable(Request(scope), HTTPStatus.METHOD_NOT_ALLOWED, f"expected {allowed}")
+            answer.headers["Allow"] = allowed
+            await answer(scope, receive, send)
+            return
+        await super().handle(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

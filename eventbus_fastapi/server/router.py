@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -37,49 +38,47 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
     async def websocket(websocket: WebSocket) -> None:
         await serve_websocket(websocket, node)
 
+    def add(path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        router.add_api_route(path, endpoint, generate_unique_id_function=partial(openapi.operation_id, path), **options)
+
     router.add_api_websocket_route("/ws", websocket, name="eventbus_ws")
-    router.add_api_route(
+    add(
         "/publish",
         endpoints.publish,
         methods=["POST"],
         status_code=201,
-        operation_id="eventbus_publish",
         name="eventbus_publish",
         summary="Publish events",
         response_model=openapi.Published | list[openapi.Published],
         responses={201: openapi.PUBLISH_ANSWER, **openapi.documented(*openapi.PUBLISH_PROBLEMS)},
         openapi_extra={"requestBody": openapi.PUBLISH_BODY},
     )
-    router.add_api_route(
+    add(
         "/events",
         endpoints.list_events,
-        operation_id="eventbus_list_events",
         name="eventbus_list_events",
         summary="Read the log",
         response_model=openapi.EventPage,
         responses=openapi.documented(*openapi.LIST_PROBLEMS),
     )
-    router.add_api_route(
+    add(
         "/events/{seq}",
         endpoints.get_event,
-        operation_id="eventbus_get_event",
         name="eventbus_get_event",
         summary="Read one event",
         response_model=openapi.LoggedEventWithStatus,
         responses=openapi.documented(*openapi.GET_PROBLEMS),
     )
-    router.add_api_route(
+    add(
         "/healthz",
         endpoints.healthz,
-        operation_id="eventbus_healthz",
         name="eventbus_healthz",
         summary="Does the process run?",
         response_model=openapi.Health,
     )
-    router.add_api_route(
+    add(
         "/readyz",
         endpoints.readyz,
-        operation_id="eventbus_readyz",
         name="eventbus_readyz",
         summary="Can the bus work?",
         response_model=openapi.Readiness,

@@ -195,6 +195,72 @@ async def test_an_answer_is_as_documented(
     check_answer(document, operation_of(document, method, path), answer)
 
 
+PROBLEMS: list[tuple[str, str, str, int, Object]] = [
+    ("POST", "/publish", "payload.too_large", 413, {"json": {"topic": "a", "payload": "x" * 300_000}}),
+    ("POST", "/publish", "batch.too_large", 413, {"json": [{"topic": "a", "payload": 1}] * 1_001}),
+    ("POST", "/publish", "request.too_large", 413, {"json": "x" * 1_100_000}),
+    ("POST", "/publish", "request.media_type", 415, {"headers": {"content-type": "text/plain"}}),
+    ("POST", "/publish", "request.invalid", 422, {"json": {"payload": 1}}),
+    ("POST", "/publish", "topic.invalid", 422, {"json": {"topic": "orders.", "payload": 1}}),
+    (
+        "POST",
+        "/publish",
+        "payload.invalid",
+        422,
+        {"json": {"topic": "a", "payload": {}, "content_type": "image/png"}},
+    ),
+    ("POST", "/publish", "event.invalid", 422, {"json": {"topic": "a", "payload": 1, "durable": False, "delay": 1}}),
+    ("GET", "/events", "request.invalid", 422, {"params": {"limit": 5_000}}),
+    ("GET", "/events", "pattern.invalid", 422, {"params": {"pattern": "user.*x"}}),
+    ("GET", "/events/{seq}", "event.not_found", 404, {}),
+    ("GET", "/events/{seq}", "request.invalid", 422, {"seq": 0}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "code", "status", "request_"), PROBLEMS)
+async def test_a_problem_comes_as_its_example_says(
+    document: Object, http: httpx.AsyncClient, method: str, path: str, code: str, status: int, request_: Object
+) -> None:
+    content = operation_of(document, method, path).document["responses"][str(status)]["content"]
+    example = content["application/problem+json"]["examples"][code]["value"]
+
+    seq = request_.get("seq", 17)
+    options = {name: value for name, value in request_.items() if name != "seq"}
+    answer = await http.request(method, path.format(seq=seq), **options)
+
+    assert answer.json() == example
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "broken_by", "status", "code"),
+    [
+        ("POST", "/publish", "DROP TABLE bus_event", 500, "store.failed"),
+        ("GET", "/events", "DROP TABLE bus_event", 500, "store.failed"),
+        ("GET", "/events", "DELETE FROM bus_head", 503, "store.schema"),
+        ("GET", "/events/{seq}", "DROP TABLE bus_event", 500, "store.failed"),
+    ],
+)
+async def test_what_a_broken_database_answers_is_as_its_example_says(
+    document: Object,
+    eventbus: EventBus,
+    http: httpx.AsyncClient,
+    method: str,
+    path: str,
+    broken_by: str,
+    status: int,
+    code: str,
+) -> None:
+    async with eventbus.engine.begin() as connection:
+        await connection.exec_driver_sql(broken_by)
+    body = {"topic": "a", "payload": 1} if method == "POST" else None
+
+    answer = await http.request(method, path.format(seq=17), json=body)
+
+    assert answer.status_code == status
+    content = operation_of(document, method, path).document["responses"][str(status)]["content"]
+    assert answer.json() == content["application/problem+json"]["examples"][code]["value"]
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/publish"), ("GET", "/events"), ("GET", "/events/{seq}"), ("GET", "/readyz")]
 )
@@ -207,4 +273,7 @@ async def test_what_a_stopped_bus_answers_is_as_documented(
     answer = await http.request(method, path.format(seq=1), json=body)
 
     assert answer.status_code == 503
-    check_answer(document, operation_of(document, method, path), answer)
+    operation = operation_of(document, method, path)
+    check_answer(document, operation, answer)
+    examples = operation.document["responses"]["503"]["content"]["application/problem+json"]["examples"]
+    assert answer.json() == examples[answer.json()["code"]]["value"]

@@ -153,6 +153,10 @@ async def test_two_buses_live_in_one_app(tmp_path: Path) -> None:
         assert (await http.get("/one/events")).json()["head"] == 1
         assert (await http.get("/two/events")).json()["head"] == 0
 
+    paths = app.openapi()["paths"]  # two operations of one id are a warning here, and so an error
+    assert paths["/one/publish"]["post"]["operationId"] == "eventbus_publish_one"
+    assert paths["/two/events/{seq}"]["get"]["operationId"] == "eventbus_get_event_two"
+
 
 # --- the rest of the app -------------------------------------------------------------------------
 
@@ -184,6 +188,31 @@ async def test_handlers_of_the_app_do_not_change_the_answers_of_the_bus(tmp_path
         assert_problem(await http.get("/events/99"), 404, "event.not_found")
         assert_problem(await http.get("/events/x"), 422, "request.invalid")
         assert (await http.get("/nothing")).text == "mine"
+
+
+@pytest.mark.parametrize("prefix", ["", "/bus"])
+async def test_another_method_on_a_path_of_the_bus_is_a_problem(tmp_path: Path, prefix: str) -> None:
+    app = FastAPI(docs_url=None)
+    app.include_router(bus_on(tmp_path).router(), prefix=prefix)
+
+    async with running(app) as http:
+        answer = await http.get(f"{prefix}/publish")
+
+    assert_problem(answer, 405, "request.invalid", f"GET {prefix}/publish: expected POST")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_the_app_may_have_another_method_on_a_path_of_the_bus(tmp_path: Path) -> None:
+    app = app_of(bus_on(tmp_path))
+
+    @app.post("/events")
+    async def mine() -> str:
+        return "mine"
+
+    async with running(app) as http:
+        assert (await http.post("/events")).json() == "mine"
+        assert (await http.get("/events")).json()["head"] == 0
+        assert (await http.delete("/events")).status_code == 405
 
 
 async def test_dependencies_of_the_app_guard_every_route(tmp_path: Path) -> None:
