@@ -101,7 +101,7 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _isolate(self, connection: AsyncConnection) -> None:
-        """Make the transaction that has just begun READ COMMITTED, which every engine of our own is already."""
+        """Make the transaction that begins READ COMMITTED, which every engine of our own is already."""
         if not self._owns_engine:
             await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
@@ -114,6 +114,7 @@ class Database:
     async def _reader(self) -> AsyncIterator[AsyncConnection]:
         async with self._reading.connect() as connection:
             try:
+                await self._isolate(connection)
                 yield connection
             finally:
                 if self._ends_reads:  # else the pool does it, or there was no transaction

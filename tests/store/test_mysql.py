@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.errors import SettingsError, StoreError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Outbox, Store, migrations, open_store
+from eventbus_fastapi.store import Ack, Outbox, Store, migrations, open_store
 from eventbus_fastapi.store.schema import Tables
 from tests.drafts import draft, drafts
 from tests.pipeline.reading import read_payloads
@@ -85,6 +85,60 @@ async def test_transactions_of_the_bus_on_an_engine_of_the_programs_own_are_read
         return counts[0], counts[1]
 
     assert await store.transact(look_twice) == (0, 1)  # at REPEATABLE READ it would be (0, 0)
+
+
+@pytest.mark.parametrize("isolation_level", ["SERIALIZABLE", "REPEATABLE READ", "READ UNCOMMITTED"])
+async def test_on_an_engine_of_the_programs_own_nothing_waits_for_an_open_transaction_nor_sees_it(
+    open_on: OpenStore, users: AsyncEngine, place: dict[str, Any], isolation_level: str
+) -> None:
+    """At SERIALIZABLE every read locked, and so waited for whoever had published and not committed."""
+    strict = create_async_engine(place["database_url"], isolation_level=isolation_level)
+    store = await open_on(strict)
+    outbox = Outbox(store.sql, lambda: None)
+    async with users.begin() as slow:
+        await outbox.add(slow, draft())
+        async with asyncio.timeout(5):
+            assert not (await store.peek()).has_outbox
+            await store.append(drafts(3))
+            assert await store.sequence() == (0, 3)
+            assert len((await store.read(0, 10)).messages) == 3
+            assert await store.acknowledge([Ack(1)]) == [None]
+            assert await store.trim(before=None, keep=2) == 1
+    assert await store.sequence() == (1, 4)
+    await strict.dispose()
+
+
+async def test_an_engine_that_commits_each_statement_alone_is_refused(place: dict[str, Any]) -> None:
+    engine = create_async_engine(place["database_url"], isolation_level="AUTOCOMMIT")
+    await migrations.run(Settings(**place), Tables(place["table_prefix"]), migrations.upgrade)
+    with pytest.raises(SettingsError, match="AUTOCOMMIT"):
+        await open_store(Settings(**place), engine).start()
+    await engine.dispose()
+
+
+async def test_on_mariadb_whoever_holds_the_head_may_not_be_idle_for_long(
+    open_on: OpenStore, users: AsyncEngine, place: dict[str, Any]
+) -> None:
+    """It may be frozen. On an engine of the program's own that is no limit for the program's transactions."""
+    stores = [await open_on(), await open_on(users)]
+    if not users.dialect.is_mariadb:  # type: ignore[attr-defined]  # known once it has connected
+        pytest.skip("MySQL has no such limit")
+    limit = text("SELECT @@idle_transaction_timeout")
+
+    async def look(connection: AsyncConnection) -> int:
+        await store._lock_head(connection)
+        return int((await connection.execute(limit)).scalar_one())
+
+    async def fail(connection: AsyncConnection) -> None:
+        await look(connection)
+        raise LookupError
+
+    for store in stores:
+        assert await store.transact(look) == 10
+        with pytest.raises(LookupError):
+            await store.transact(fail)
+    async with users.connect() as connection:
+        assert (await connection.execute(limit)).scalar_one() == 0
 
 
 async def test_the_programs_own_transactions_keep_their_isolation(open_on: OpenStore, users: AsyncEngine) -> None:

@@ -402,8 +402,20 @@ async def test_buses_in_two_schemas_of_a_database_are_apart(url: str) -> None:
         assert await read_payloads(await one.subscribe("#", start="earliest"), 2) == [1, 2]
 
 
-async def test_an_engine_of_the_programs_own_is_used_and_stays_open(url: str, open_bus: OpenBus) -> None:
-    engine = create_async_engine(url, isolation_level="SERIALIZABLE")
+@pytest.mark.parametrize("isolation_level", ["SERIALIZABLE", "AUTOCOMMIT"])
+async def test_an_engine_of_the_programs_own_is_used_and_stays_as_it_is(
+    url: str, open_bus: OpenBus, isolation_level: str
+) -> None:
+    engine = create_async_engine(url, isolation_level=isolation_level)
+
+    async def way() -> tuple[str, bool]:
+        """Return the isolation of a transaction, and whether it has more than one statement."""
+        async with engine.connect() as connection:
+            number = text("SELECT pg_current_xact_id()::text")
+            numbers = {(await connection.execute(number)).scalar_one() for _ in range(2)}
+            return (await connection.execute(text("SHOW transaction_isolation"))).scalar_one(), len(numbers) == 1
+
+    before = await way()
     bus = EventBus(engine, settings=Settings())
     async with bus:
         assert bus.engine is engine
@@ -411,6 +423,15 @@ async def test_an_engine_of_the_programs_own_is_used_and_stays_open(url: str, op
         async with AsyncSession(engine) as session, session.begin():
             await bus.publish_txn(session, "a", 2)
         assert await read_payloads(await bus.subscribe("#", start="earliest"), 2) == [1, 2]
-    async with engine.connect() as connection:
-        assert (await connection.execute(text("SHOW transaction_isolation"))).scalar_one() == "serializable"
+
+        async def look(connection: AsyncConnection) -> tuple[str, int]:
+            await bus.node.store._lock_head(connection)
+            level = (await connection.execute(text("SHOW transaction_isolation"))).scalar_one()
+            locks = text("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'RowShareLock'")
+            return str(level), (await connection.execute(locks)).scalar_one()
+
+        level, locks = await bus.node.store.transact(look)
+        assert level == "read committed"
+        assert locks > 0  # they last beyond the statement
+    assert await way() == before
     await engine.dispose()
