@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from eventbus_fastapi import codec
 from eventbus_fastapi.errors import InvalidEvent, NotRunning, PayloadTooLarge, quote
@@ -36,9 +36,6 @@ class Event(BaseModel):
     """
 
     __topic__: ClassVar[str] = ""
-
-    # Pydantic would write NaN and infinity as null, and nobody would ever know; this way the codec refuses them.
-    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     def __init_subclass__(cls, topic: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)

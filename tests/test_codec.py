@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, Field, computed_field, field_serializer
 from typing_extensions import TypedDict
 
 from eventbus_fastapi import codec
@@ -38,6 +39,15 @@ class Point:
 
 class Colour(Enum):
     RED = "red"
+
+
+class Reading(BaseModel):
+    value: float | None = None
+    note: Any = None
+
+
+class Readings(TypedDict):
+    first: Reading
 
 
 def nested(levels: int) -> list[Any]:
@@ -157,6 +167,80 @@ def test_a_text_that_looks_like_it_is_not_refused(payload: object) -> None:
     assert codec.parse_json(body) == payload
 
 
+@pytest.mark.parametrize(
+    ("payload", "place"),
+    [
+        (Reading(value=math.nan), "NaN at $.value"),
+        (Reading(note=Reading(value=math.inf)), "an infinite number at $.note.value"),
+        (Reading(note=[1, Reading(value=math.nan)]), "NaN at $.note[1].value"),
+        (Reading(note={"a": Point(0, math.nan)}), "NaN at $.note.a.y"),
+        (Reading(value=None, note=math.nan), "NaN at $.note"),
+        ({"a": [None, "null", Reading(value=-math.inf)]}, "an infinite number at $.a[2].value"),
+        ((each for each in [None, Reading(value=math.nan)]), "NaN at $[1].value"),
+        (Readings(first=Reading(value=math.nan)), "NaN at $.first.value"),
+        (Point(Reading(value=math.nan), 0), "NaN at $.x.value"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_model_would_write_as_null_is_refused_unless_it_is_none(payload: object, place: str) -> None:
+    assert refusal(payload) == f"payload has {place}"
+
+
+def test_a_model_that_writes_nan_in_its_own_way_keeps_it() -> None:
+    class Spelt(BaseModel, ser_json_inf_nan="strings"):
+        value: float = math.nan
+        other: None = None
+
+    class Rounded(BaseModel):
+        value: float = math.nan
+
+        @computed_field
+        def other(self) -> None: ...
+
+        @field_serializer("value")
+        def write(self, value: float) -> float:
+            return 0.0 if math.isnan(value) else value
+
+    assert codec.encode([Spelt(), Rounded(), None]) == (
+        b'[{"value":"NaN","other":null},{"value":0.0,"other":null},null]',
+        codec.JSON,
+    )
+
+
+def test_none_is_written_as_null_in_whatever_pydantic_writes() -> None:
+    payload = {"a": Reading(note=[None, User(id=1), Point(1, 2)]), "b": (None, "null"), "c": frozenset({None})}
+    stored = b'{"a":{"value":null,"note":[null,{"id":1,"userName":""},{"x":1,"y":2}]},"b":[null,"null"],"c":[null]}'
+    assert codec.encode(payload) == (stored, codec.JSON)
+    assert codec.encode(each for each in [None, 1]) == (b"[null,1]", codec.JSON)
+
+
+def test_a_null_in_an_iterator_within_is_refused_as_nobody_can_look_at_it_again() -> None:
+    assert "null in an iterator" in refusal({"rows": (each for each in [None])})
+    assert codec.encode({"rows": (each for each in [1, 2])})[0] == b'{"rows":[1,2]}'
+
+
+class Twins(BaseModel, extra="allow"):
+    name: int = Field(1, serialization_alias="id")
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        ({1: "first", "1": "second"}, "1"),
+        ({True: 1, "true": 2}, "true"),
+        ({Colour.RED: 1, "red": 1}, "red"),
+        ([{"a:b": [{None: 1, "None": {}}]}], "None"),
+        (Twins.model_validate({"id": 2}), "id"),
+        (Reading(note={1.5: 1, "1.5": 2}), "1.5"),
+    ],
+)
+def test_an_object_that_would_have_a_name_twice_is_refused(payload: object, name: str) -> None:
+    assert refusal(payload) == f"payload has an object with the name '{name}' twice"
+
+
+def test_names_that_are_no_strings_are_written_as_strings() -> None:
+    assert codec.encode({1: {"1": 2}, 2: {"1": ":"}})[0] == b'{"1":{"1":2},"2":{"1":":"}}'
+
+
 def test_an_object_of_unknown_type_is_refused_with_what_was_expected() -> None:
     class Socket:
         pass
@@ -198,6 +282,54 @@ def test_what_can_be_written_can_be_read_whatever_depth_is_allowed() -> None:
     assert refusal(nested(202), max_depth=10_000) == "payload is nested deeper than 200 levels"
 
 
+def depth(value: Any) -> int:
+    """How deep arrays and objects are nested: the definition, word for word."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+DEEP = st.recursive(
+    st.sampled_from([0, None, "[", '\\"{{', "]]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "[{", '"']), inner, max_size=2),
+    max_leaves=30,
+)
+
+
+@given(DEEP, st.integers(1, 6), st.sampled_from([None, 1]))
+def test_depth_is_what_the_definition_says(value: Any, max_depth: int, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    is_refused = depth(value) > max_depth
+    for take in (lambda: codec.encode(value, codec.JSON, max_depth=max_depth), lambda: parse_at(text, max_depth)):
+        if is_refused:
+            with pytest.raises(InvalidPayload, match=f"nested deeper than {max_depth} levels"):
+                take()
+        else:
+            take()
+
+
+def parse_at(text: str, max_depth: int) -> Any:
+    return codec.parse_json(text, max_depth=max_depth)
+
+
+@pytest.mark.parametrize("text", ["[1],[2]", "[1]]" + ",[" * 9 + "[2]", "]" * 9, "[" * 9, "", '["]]]]]]'])
+def test_brackets_that_do_not_belong_together_are_no_json_at_any_depth(text: str) -> None:
+    with pytest.raises(InvalidPayload, match="is not JSON: "):
+        parse_at(text, 1)
+
+
+def test_reading_many_containers_does_not_start_the_garbage_collector_each_thousand() -> None:
+    """A MiB of `[[],[],…]` took 200 ms and more, in which the event loop stood still, nearly all in the collector."""
+    starts: list[str] = []
+    gc.callbacks.append(lambda phase, _: starts.append(phase))
+    try:
+        codec.parse_json("[" + "[]," * 100_000 + "0]")
+    finally:
+        gc.callbacks.pop()
+    assert len(starts) < 10
+    assert gc.isenabled()
+
+
 def test_a_serializer_of_the_program_that_fails_is_a_refusal() -> None:
     class Broken(BaseModel):
         id: int = 1
@@ -218,7 +350,8 @@ def test_an_iterator_that_fails_is_a_refusal() -> None:
 
 
 def test_an_iterator_with_an_unknown_object_is_a_refusal() -> None:
-    assert "cannot write as JSON" in refusal(each for each in [object()])
+    assert "value of type object at $[0]" in refusal(each for each in [object()])
+    assert "cannot write as JSON" in refusal({"within": (each for each in [object()])})
 
 
 def test_a_container_of_the_program_that_fails_is_a_refusal() -> None:
@@ -535,6 +668,8 @@ def test_no_metadata_is_none(metadata: dict[str, Any] | None) -> None:
         ({"a": math.nan}, "metadata has NaN at $.a"),
         ({"a": "\ud800"}, "metadata has a lone surrogate at $.a"),
         ({"a": nested(32)}, "metadata is nested deeper than 32 levels"),
+        ({"a": {1: 2, "1": 3}}, "metadata has an object with the name '1' twice"),
+        ({"a": Reading(value=math.nan)}, "metadata has NaN at $.a.value"),
     ],
 )
 def test_wrong_metadata_is_refused(metadata: Any, message: str) -> None:

@@ -91,11 +91,25 @@ def test_an_event_takes_the_options_of_pydantic_models() -> None:
 
 
 def test_an_event_with_nan_is_refused_and_not_written_as_null() -> None:
+    class Part(BaseModel):
+        value: float
+
     class Measured(Event, topic="measured"):
         value: float
+        parts: tuple[Part, ...] = ()
 
     with pytest.raises(InvalidPayload, match=r"^payload has NaN at \$\.value$"):
         draft_of(Measured(value=math.nan))
+    with pytest.raises(InvalidPayload, match=r"^payload has an infinite number at \$\.parts\[0\]\.value$"):
+        draft_of(Measured(value=1, parts=(Part(value=math.inf),)))
+
+
+def test_an_event_with_a_name_twice_is_refused() -> None:
+    class Counted(Event, topic="counted"):
+        counts: dict[Any, int]
+
+    with pytest.raises(InvalidPayload, match="the name '1' twice"):
+        draft_of(Counted(counts={1: 1, "1": 2}))
 
 
 # --- what is published ---------------------------------------------------------------------------

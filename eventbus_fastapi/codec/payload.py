@@ -7,8 +7,9 @@
 | any other value | JSON, `application/json` | JSON | refused | refused |
 
 So only bytes are ever taken for JSON that is written already; a str is a value like any other. Models and dataclasses
-are written as Pydantic writes them, by alias. A model decides itself how it writes NaN and infinity
-(`ser_json_inf_nan`, in Pydantic `null` by default); an `Event` decides to have them refused.
+are written as Pydantic writes them, by alias. NaN and infinity are refused wherever they are, also where Pydantic would
+write null in their place; a model whose `ser_json_inf_nan` is `strings`, or whose own serializer writes something else,
+keeps that.
 """
 
 from __future__ import annotations
