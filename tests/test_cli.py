@@ -199,30 +199,6 @@ async def test_an_event_is_not_published_when_its_receipt_cannot_be_shown(server
     assert await server.log() == []
 
 
-INTERRUPTED_IMPORT = """
-import signal, sys
-
-class Interrupting:
-    def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
-            signal.raise_signal(signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupting())
-import eventbus_fastapi_command
-eventbus_fastapi_command.main()
-"""
-
-
-@pytest.mark.parametrize("module", ["eventbus_fastapi", "sqlalchemy", "typer"])
-async def test_ctrl_c_while_it_is_imported_ends_it_quietly(tmp_path: Path, module: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module]
-
-    async with Process.running(command, cwd=tmp_path) as process:
-        assert await process.end() == 130
-
-    assert process.output == ""
-
-
 async def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     script = "import sys; sys.modules['typer'] = None; import eventbus_fastapi.cli"
 
