@@ -142,7 +142,7 @@ def _parse_object(frame: object, limits: Settings) -> Command | Refused:
     try:
         if type(frame) is not dict:
             raise BadFrame(f"expected an object with a 'type', got {fields.shown(frame)}")
-        frame_id = fields.integer(frame, "id", minimum=0)
+        frame_id = fields.any_integer(frame, "id")
         kind = fields.required("type", fields.string(frame, "type"))
         parse = _PARSERS.get(kind)
         if parse is None:
@@ -192,7 +192,7 @@ def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Setting
         _patterns(frame),
         _sub(frame),
         _start(frame),
-        fields.message_id(frame, "epoch"),
+        fields.uuid(frame, "epoch"),
         fields.boolean(frame, "include_processed") or False,
         fields.integer(frame, "processed_before", 0, fields.MAX_SEQ),
         fields.integer(frame, "credit"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from eventbus_fastapi.codec import check_message_id
-from eventbus_fastapi.errors import BadFrame, quote
+from eventbus_fastapi.errors import BadFrame, InvalidEvent, quote
 
 T = TypeVar("T")
 Object = Mapping[str, Any]
@@ -44,6 +44,14 @@ def integer(fields: Object, name: str, minimum: int = 1, maximum: int = MAX_ID) 
         if type(value) is int and value > maximum:
             expected = f"an integer from {minimum} to {maximum}"
         raise wrong(name, expected, value)
+    return value
+
+
+def any_integer(fields: Object, name: str) -> int | None:
+    """Read an integer of 64 bits."""
+    value = fields.get(name)
+    if value is not None and (type(value) is not int or not -MAX_SEQ - 1 <= value <= MAX_SEQ):
+        raise wrong(name, "an integer of 64 bits", value)
     return value
 
 
@@ -100,6 +108,14 @@ def message_id(fields: Object, name: str = "message_id") -> UUID | None:
     """
     value = string(fields, name)
     return None if value is None else check_message_id(value)
+
+
+def uuid(fields: Object, name: str) -> UUID | None:
+    value = string(fields, name)
+    try:
+        return None if value is None else check_message_id(value)
+    except InvalidEvent:
+        raise wrong(name, "a UUID", value) from None
 
 
 def time(value: str, name: str) -> datetime:

@@ -64,7 +64,8 @@ logger = logging.getLogger(__name__)
 Work = Callable[[], Awaitable[None]]
 
 MAX_BAD_FRAMES = 100
-"""The connection is closed at so many bad frames in a row."""
+"""The connection is closed at so many bad frames, those that are too large among them, without a usable one between."""
+TOO_LARGE = 413
 SILENT_HEARTBEATS = 4
 """Heartbeats of silence after which a client that sends `ping` has lost its connection."""
 READ_AT_ONCE = 100
@@ -279,9 +280,8 @@ class Connection:
 
     def _refuse(self, refused: Refused) -> None:
         self._replies.refuse(refused.error, refused.id, refused.sub)
-        if not refused.error.code.startswith("frame."):
-            self._bad_frames = 0
-            return
+        if not refused.error.code.startswith("frame.") and refused.error.status != TOO_LARGE:
+            return  # an event that breaks the rules, of a client that speaks the protocol
         self._bad_frames += 1
         if self._bad_frames >= MAX_BAD_FRAMES:
             error = BadFrame(f"{MAX_BAD_FRAMES} bad frames in a row; the last: {refused.error}")

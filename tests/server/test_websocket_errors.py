@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -126,6 +127,21 @@ async def test_events_that_break_the_rules_are_no_bad_frames(client: Peer) -> No
     await client.send("ping")
 
     await client.next_of("pong")
+
+
+@pytest.mark.parametrize("between", [[], [{"type": "publish", "data": {**EVENT, "topic": ""}}]])
+async def test_a_client_that_sends_only_what_is_too_large_is_closed(client: Peer, between: list[Any]) -> None:
+    large = {"type": "publish", "data": {**EVENT, "payload": "x" * 50_001}}
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(100):
+            for frame in (large, *between):
+                await client.socket.send(json.dumps(frame))
+
+    frames, code = await client.rest()
+
+    assert code == 4400
+    assert frames[-1]["error"]["code"] == "frame.bad"
+    assert "payload is 50,001 bytes" in frames[-1]["error"]["message"]
 
 
 async def test_a_frame_far_beyond_the_limit_is_closed_by_the_server(tmp_path: Path) -> None:

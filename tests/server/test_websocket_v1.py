@@ -76,6 +76,18 @@ async def test_the_answer_to_subscribe_comes_before_its_events(served: ServedBus
     assert [event["seq"] for event in await client.events(50)] == list(range(1, 51))
 
 
+@pytest.mark.parametrize("frame_id", [0, -1, 2**53, -(2**63), 2**63 - 1])
+async def test_a_frame_is_answered_with_its_own_id(client: Peer, frame_id: int) -> None:
+    asked = [
+        await client.ask("ping", id=frame_id),
+        await client.ask("publish", id=frame_id, data={"topic": "a", "payload": 1}),
+        await client.ask("publish_batch", id=frame_id, messages=[]),
+        await client.ask("nonsense", id=frame_id),
+    ]
+
+    assert [answer["id"] for answer in asked] == [frame_id] * 4
+
+
 async def test_subscriptions_get_the_smallest_unused_number(client: Peer) -> None:
     subs = [(await _ok(client, "subscribe", pattern="a"))["sub"] for _ in range(3)]
     await _ok(client, "unsubscribe", sub=2)
