@@ -13,6 +13,7 @@ from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -32,7 +33,7 @@ from eventbus_fastapi.store import (
     close_engine,
     create_session_engine,
 )
-from eventbus_fastapi.topics import check_pattern, check_topic
+from eventbus_fastapi.topics import check_pattern
 
 
 class Options(TypedDict, total=False):
@@ -209,18 +210,19 @@ class EventBus:
         """
         if "message_id" in options:
             raise InvalidEvent("one message_id cannot name many events; use draft(…, message_id=…)")
+        # A text, a mapping, a model and a draft can be iterated as well, and their parts taken for events.
+        if isinstance(events, str | bytes | Mapping | BaseModel | Draft) or not isinstance(events, Iterable):
+            raise InvalidEvent(f"expected an iterable of events, got {_shown(events)}")
         return await self.node.submit([self._draft_of(event, options) for event in events])
 
-    def _draft_of(self, event: Event | Draft | tuple[str, Any], options: Options) -> Draft:
+    def _draft_of(self, event: object, options: Options) -> Draft:
         if isinstance(event, Draft):
             return event
         if isinstance(event, Event):
             return self.draft(event, **options)
-        try:
-            topic, payload = event
-        except (TypeError, ValueError):
-            raise InvalidEvent(f"expected an Event, a (topic, payload) or a draft, got {quote(event)}") from None
-        return self.draft(topic, payload, **options)
+        if isinstance(event, tuple | list) and len(event) == 2 and isinstance(event[0], str):
+            return self.draft(event[0], event[1], **options)
+        raise InvalidEvent(f"expected an Event, a (topic, payload) or a draft, got {_shown(event)}")
 
     async def publish_txn(
         self, transaction: AsyncTransaction, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]
@@ -308,9 +310,23 @@ class EventBus:
 
 
 def _pattern_of(pattern: str | type[Event]) -> str:
-    if isinstance(pattern, type) and issubclass(pattern, Event):
-        return check_topic(pattern.__topic__)
-    return check_pattern(pattern)
+    if not isinstance(pattern, type):
+        return check_pattern(pattern)
+    if not issubclass(pattern, Event):
+        raise InvalidEvent(f"expected a pattern or an Event class to subscribe to, got the class {pattern.__name__}")
+    if not pattern.__topic__:
+        name = pattern.__name__
+        raise InvalidEvent(f'{name} has no topic: declare it as class {name}(Event, topic="…"), or give a pattern')
+    return pattern.__topic__
+
+
+def _shown(value: object) -> str:
+    """Name what came instead of an event; never its value, which may be private."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, tuple | list) and not isinstance(value, Draft):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 class Subscribing:

@@ -83,6 +83,31 @@ async def test_a_subscription_needs_patterns(eventbus: EventBus) -> None:
         await eventbus.subscribe(5)  # type: ignore[arg-type]
 
 
+class Untitled(Event):
+    order: int
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (5, "invalid pattern 5: expected str, got int"),
+        (b"#", "invalid pattern b'#': expected str, got bytes"),
+        (["a"], "invalid pattern ['a']: expected str, got list"),
+        (int, "expected a pattern or an Event class to subscribe to, got the class int"),
+        (
+            Untitled,
+            'Untitled has no topic: declare it as class Untitled(Event, topic="…"), or give a pattern',
+        ),
+    ],
+)
+async def test_what_cannot_be_subscribed_to_is_refused_with_the_remedy(
+    eventbus: EventBus, pattern: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await eventbus.subscribe("a", pattern)
+    assert str(refused.value) == message
+
+
 async def test_an_event_that_expires_while_its_reader_waits_is_not_delivered(eventbus: EventBus) -> None:
     async with eventbus.subscribe("a") as subscription:
         await eventbus.publish("a", "short-lived", ttl=0.05)
