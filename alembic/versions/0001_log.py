@@ -81,6 +81,7 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     create.index("scheduled", "publish_at", columns=["publish_at", "id"])
+    create.index("scheduled", "message_id", columns=["message_id"])
     create.table(
         "processed",
         sa.Column("seq", _big_key(), autoincrement=False, nullable=False),

@@ -484,10 +484,16 @@ class Store(Database):
     async def _add_mixed(
         self, connection: AsyncConnection, last_seq: int, drafts: Sequence[Draft]
     ) -> tuple[list[Receipt], int]:
-        """Store the scheduled ones for later and append the others."""
+        """Store the scheduled ones for later and append the others.
+
+        One that is in the log or waits already is not stored again. An immediate one is, though another of its id may
+        wait: that one will find it in the log.
+        """
         immediate = [draft for draft in drafts if not draft.is_scheduled]
         answered, last_seq = await self._add_careful(connection, last_seq, immediate)
-        known = await self._known(connection, [draft.message_id for draft in drafts if draft.is_scheduled])
+        message_ids = [draft.message_id for draft in drafts if draft.is_scheduled]
+        known = await self._known(connection, message_ids)
+        waiting = await self._waiting(connection, message_ids)
         answers = iter(answered)
         receipts = []
         for draft in drafts:
@@ -496,8 +502,11 @@ class Store(Database):
             elif (seq := known.get(draft.message_id)) is not None:
                 receipts.append(Receipt(draft.message_id, seq, duplicate=True))
             else:
-                await connection.execute(*self.sql.insert_draft(draft))
-                receipts.append(Receipt(draft.message_id, None))
+                is_duplicate = draft.message_id in waiting
+                if not is_duplicate:
+                    await connection.execute(*self.sql.insert_draft(draft))
+                    waiting.add(draft.message_id)
+                receipts.append(Receipt(draft.message_id, None, is_duplicate))
         return receipts, last_seq
 
     async def _insert(self, connection: AsyncConnection, last_seq: int, events: Sequence[tuple[Any, ...]]) -> None:
@@ -526,6 +535,13 @@ class Store(Database):
             rows = await connection.execute(self.sql.seqs_of_message_ids, {"message_ids": chunk})
             known.update((row[0], row[1]) for row in rows)
         return known
+
+    async def _waiting(self, connection: AsyncConnection, message_ids: list[UUID]) -> set[UUID]:
+        waiting: set[UUID] = set()
+        for chunk in _chunks(message_ids):
+            rows = await connection.execute(self.sql.scheduled_of_message_ids, {"message_ids": chunk})
+            waiting.update(rows.scalars())
+        return waiting
 
     # --- again, with look-ups ---
 

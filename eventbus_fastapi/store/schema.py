@@ -136,6 +136,8 @@ class Tables:
             **options,
         )
         Index(f"{prefix}scheduled_publish_at", self.scheduled.c.publish_at, self.scheduled.c.id)
+        # Not unique: one that a transaction schedules again must neither fail nor wait for another transaction.
+        Index(f"{prefix}scheduled_message_id", self.scheduled.c.message_id)
         self.processed = Table(
             f"{prefix}processed",
             self.metadata,

@@ -131,6 +131,29 @@ async def test_a_scheduled_event_whose_message_id_is_in_the_log_by_then_is_dropp
     assert await payloads(store) == ["now", "other"]
 
 
+async def test_a_message_id_that_waits_is_not_scheduled_again(store: Store, open_another: OpenStore) -> None:
+    """As of a client that has had no answer and sends it again: both were stored, and one was lost when it was due."""
+    event, other = draft(payload="first", delay=3_600), draft(payload="other", delay=3_600)
+    again = draft(payload="second", message_id=event.message_id, publish_at=PAST)
+    await store.append([event])
+    for node in (store, await open_another()):
+        receipts, *_ = await node.append([again, other, other])
+        assert receipts[0] == Receipt(event.message_id, None, duplicate=True)
+        assert receipts[2] == Receipt(other.message_id, None, duplicate=True)
+    assert await waiting(store) == 2
+    assert await store.promote() == 0
+
+
+async def test_an_immediate_event_does_not_wait_for_a_scheduled_one_of_its_id_and_replaces_it(store: Store) -> None:
+    event = draft(payload="later", publish_at=PAST)
+    await store.append([event])
+    receipts, *_ = await store.append([draft(payload="now", message_id=event.message_id)])
+    assert receipts == [Receipt(event.message_id, 1)]
+    assert await store.promote() == 1
+    assert await store.sequence() == (1, 1)
+    assert await payloads(store) == ["now"]
+
+
 async def test_thousands_that_are_due_enter_in_batches(store: Store) -> None:
     async with store.engine.begin() as connection:
         rows = [event._asdict() for event in drafts(1_200, publish_at=PAST)]
