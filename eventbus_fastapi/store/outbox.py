@@ -65,7 +65,10 @@ class Outbox:
             connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
             raise translate(exc) from exc
-        self._watch(transaction)
+        if _commits_alone(connection):
+            self._ring()
+        else:
+            self._watch(transaction)
 
     def _watch(self, transaction: Session | Connection) -> None:
         """Ring when the caller's transaction ends.
@@ -88,6 +91,12 @@ class Outbox:
 
     def _connection_commits(self, connection: Connection) -> None:
         self._ring()
+
+
+def _commits_alone(connection: Connection) -> bool:
+    """True if a statement commits by itself (AUTOCOMMIT); no event of SQLAlchemy will tell."""
+    of_engine = getattr(connection.dialect, "_on_connect_isolation_level", None)  # there is no public way to ask
+    return connection.get_execution_options().get("isolation_level", of_engine) == "AUTOCOMMIT"
 
 
 def _refuse_false_savepoint(connection: Connection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from eventbus_fastapi.errors import StoreError, StoreUnavailable
 from eventbus_fastapi.events import Draft
@@ -331,6 +331,25 @@ async def test_the_commit_rings_once_and_the_insert_does_not(store: Store, users
         assert rings == []
         await connection.commit()
         assert rings == [1]
+
+
+@on_servers
+@pytest.mark.parametrize("of_engine", [False, True])
+async def test_where_a_statement_commits_alone_the_insert_rings(
+    store: Store, users: AsyncEngine, of_engine: bool
+) -> None:
+    if of_engine:
+        alone = create_async_engine(users.url, isolation_level="AUTOCOMMIT")
+    else:
+        alone = users.execution_options(isolation_level="AUTOCOMMIT")
+    rings: list[int] = []
+    outbox = Outbox(store.sql, lambda: rings.append(1))
+    async with alone.connect() as connection, AsyncSession(alone) as session:
+        await outbox.add(connection, draft())
+        await outbox.add(session, draft())
+        assert rings == [1, 1]
+        assert (await store.sequence())[0] == 2
+    await alone.dispose()
 
 
 async def test_an_event_that_the_database_refuses_is_an_error_of_ours(users: AsyncEngine, outbox: Outbox) -> None:
