@@ -261,18 +261,7 @@ async def test_topics_compare_by_their_bytes(engine: AsyncEngine) -> None:
 
 
 async def test_psycopg_does_the_same(new_database: Callable[[str], str]) -> None:
-    await try_up_and_down(as_psycopg(new_database("postgresql")))
-
-
-async def test_aiomysql_does_the_same(new_database: Callable[[str], str]) -> None:
-    connections = pytest.importorskip("aiomysql.connection")
-    if not callable(connections.escape_bytes_prefixed):
-        pytest.skip("this aiomysql cannot send bytes with this PyMySQL")
-    await try_up_and_down(new_database("mysql").replace("asyncmy", "aiomysql"))
-
-
-async def try_up_and_down(url: str) -> None:
-    engine = create_async_engine(url)
+    engine = create_async_engine(as_psycopg(new_database("postgresql")))
     await upgrade(engine, Tables())
     assert await differences(engine, Tables()) == []
     await downgrade(engine, Tables())
