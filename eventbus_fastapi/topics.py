@@ -4,8 +4,8 @@ A topic is 1 to 16 segments of `A–Z a–z 0–9 _ - : @ /`, joined by dots, at
 the same, but a whole segment may be `*` (exactly one segment) or `#` (zero or more), anywhere and several times:
 `logs.#` matches `logs` and `logs.app.web`, `*.created` matches `user.created` only.
 
-Everything here is pure and bounded: no pattern, and no set of patterns, can make matching slow. Nothing here knows
-what the patterns are for.
+Everything here is pure. No pattern can make matching slow; what a set of patterns can cost, `PatternIndex` says.
+Nothing here knows what the patterns are for.
 """
 
 from __future__ import annotations
@@ -80,7 +80,13 @@ class PatternIndex(Generic[T]):
     """Values by pattern; finds those whose pattern matches a topic.
 
     A tree of segments. To match a topic each node of the tree is visited at most once, whatever the patterns are: a
-    visit carries all places in the topic where the node may stand at once, as the bits of an integer.
+    visit carries all places in the topic where the node may stand at once, as the bits of an integer. Patterns that
+    mean the same (`#.*`, `*.#`, `#.*.#`) share a node, and a branch is left out if it needs more segments than the
+    topic has left, or ends in a literal that the topic lacks there.
+
+    So ordinary sets cost a few visits, however large they are. What remains linear in the patterns is a set in which
+    very many of different endings begin as the topic does, in different ways (`a.*.…`, `*.a.…`): there each may be
+    visited, as if they all matched.
     """
 
     def __init__(self) -> None:
@@ -97,10 +103,15 @@ class PatternIndex(Generic[T]):
         Raises:
             InvalidPattern: the pattern does not follow the grammar; nothing was added.
         """
+        segments = _normal_form(check_pattern(pattern))
         node = self._root
-        for segment in check_pattern(pattern).split("."):
+        path = [node]
+        for segment in segments:
             node = node.grow(segment)
-        self._size += node.put(value)
+            path.append(node)
+        if node.put(pattern, value):
+            self._size += 1
+            _expect(path, segments)
 
     def remove(self, pattern: str, value: T) -> None:
         """Let go of the pair.
@@ -109,27 +120,29 @@ class PatternIndex(Generic[T]):
             KeyError: the pair is not held; nothing was changed.
         """
         path = [self._root]
-        segments = pattern.split(".")
+        segments = _normal_form(pattern)
         for segment in segments:
             child = path[-1].child(segment)
             if child is None:
                 raise KeyError((pattern, value))
             path.append(child)
-        if not path[-1].drop(value):
+        if not path[-1].drop(pattern, value):
             raise KeyError((pattern, value))
         self._size -= 1
         for segment, node, parent in zip(reversed(segments), reversed(path), reversed(path[:-1]), strict=False):
             if not node.is_empty:
                 break
             parent.prune(segment)
+        if self._root.is_empty:
+            self._root = _Node()  # what it expects of topics is that of all patterns it ever had
 
     def match(self, topic: str) -> frozenset[T]:
         """Return the values of all patterns that match a (valid) topic."""
         end = 1 << topic.count(".") + 1
-        found = [node for node, places in self._reach(topic) if places & end and node.values is not None]
+        found = [node for node, places in self._reach(topic) if places & end and node.held is not None]
         if len(found) == 1:
             return found[0].freeze()
-        return frozenset().union(*[node.values for node in found if node.values is not None])
+        return frozenset().union(*[node.held for node in found if node.held is not None])
 
     def _reach(self, topic: str) -> Iterator[tuple[_Node[T], int]]:
         """Yield each node that some beginning of the topic leads to, with the places it may stand at.
@@ -137,14 +150,20 @@ class PatternIndex(Generic[T]):
         Bit n of `places` is set if the node's path can match the first n segments.
         """
         segments = topic.split(".")
-        end = 1 << len(segments)
+        count = len(segments)
+        end = 1 << count
         before_end = end - 1
         occurrences: dict[str, int] = {}
         stack = [(self._root, 1)]
         while stack:
             visit = stack.pop()
-            yield visit
             node, places = visit
+            least, last, behind = node.least, node.last, node.behind
+            if least and (least > count or not places & ((end << 1 >> least) - 1)):
+                continue
+            if last is not None and (last not in segments if behind is None else last != segments[~behind]):
+                continue
+            yield visit
             if node.many is not None:
                 stack.append((node.many, (end << 1) - (places & -places)))
             places &= before_end
@@ -169,45 +188,100 @@ class PatternIndex(Generic[T]):
                         stack.append((child, (where & places) << 1))
 
 
+def _normal_form(pattern: str) -> list[str]:
+    """Return the segments with each run of wildcards as its `*` first, then one `#` if it has any."""
+    segments: list[str] = []
+    for segment in pattern.split("."):
+        if segments and segments[-1] == MANY and segment in (ONE, MANY):
+            segments[-1:] = [segment, MANY] if segment == ONE else [MANY]
+        else:
+            segments.append(segment)
+    return segments
+
+
+def _expect(path: list[_Node[T]], segments: list[str]) -> None:
+    """Let each node of a pattern's path expect no more of a topic than this pattern does.
+
+    It is not taken back when a pattern is removed: a node may expect less than it could, which is right and slower.
+    """
+    least = 0
+    last: str | None = None
+    behind: int | None = None
+    ends_in_many = False
+    path[-1].expect(0, None, None)
+    for node, segment in zip(reversed(path[:-1]), reversed(segments), strict=True):
+        if segment == MANY:
+            ends_in_many = ends_in_many or last is None
+        else:
+            if last is None and segment != ONE:
+                last = segment
+                behind = None if ends_in_many else least
+            least += 1
+        node.expect(least, last, behind)
+
+
 class _Node(Generic[T]):
     """A place in the tree of patterns: what follows it, and the values of the pattern that ends here."""
 
-    __slots__ = ("frozen", "literals", "many", "one", "values")
+    __slots__ = ("behind", "frozen", "held", "last", "least", "literals", "many", "one")
 
     def __init__(self) -> None:
         self.literals: dict[str, _Node[T]] | None = None
         self.one: _Node[T] | None = None
         self.many: _Node[T] | None = None
-        self.values: set[T] | None = None
+        self.held: dict[T, tuple[str, ...]] | None = None
+        """Values, each with its patterns as they were added."""
         self.frozen: frozenset[T] | None = None
+        self.least = MAX_SEGMENTS + 1
+        """How many segments of a topic the patterns below need at least; at first more than a topic has."""
+        self.last: str | None = None
+        """The last literal of all patterns below; None: they have none, or different ones."""
+        self.behind: int | None = None
+        """How many segments come behind `last`; None: any number."""
 
     @property
     def is_empty(self) -> bool:
-        return self.values is None and not self.literals and self.one is None and self.many is None
+        return self.held is None and not self.literals and self.one is None and self.many is None
 
-    def put(self, value: T) -> bool:
-        """Hold the value; say whether it is new."""
-        if self.values is None:
-            self.values = set()
-        if value in self.values:
+    def expect(self, least: int, last: str | None, behind: int | None) -> None:
+        """Expect of a topic what was expected before and this pattern expects as well."""
+        if self.least > MAX_SEGMENTS:
+            self.least, self.last, self.behind = least, last, behind
+            return
+        self.least = min(self.least, least)
+        if last != self.last:
+            self.last = None
+        if behind != self.behind:
+            self.behind = None
+
+    def put(self, pattern: str, value: T) -> bool:
+        """Hold the pair; say whether it is new."""
+        if self.held is None:
+            self.held = {}
+        patterns = self.held.get(value, ())
+        if pattern in patterns:
             return False
-        self.values.add(value)
+        self.held[value] = (*patterns, pattern)
         self.frozen = None
         return True
 
-    def drop(self, value: T) -> bool:
-        """Let go of the value; say whether it was held."""
-        if self.values is None or value not in self.values:
+    def drop(self, pattern: str, value: T) -> bool:
+        """Let go of the pair; say whether it was held."""
+        patterns = () if self.held is None else self.held.get(value, ())
+        if self.held is None or pattern not in patterns:
             return False
-        self.values.remove(value)
-        self.values = self.values or None
+        if len(patterns) > 1:
+            self.held[value] = tuple(each for each in patterns if each != pattern)
+            return True
+        del self.held[value]
+        self.held = self.held or None
         self.frozen = None
         return True
 
     def freeze(self) -> frozenset[T]:
         """Return the values. The copy is kept: thousands of values of one pattern are not copied for each topic."""
         if self.frozen is None:
-            self.frozen = frozenset(self.values or ())
+            self.frozen = frozenset(self.held or ())
         return self.frozen
 
     def child(self, segment: str) -> _Node[T] | None:
