@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -19,6 +20,11 @@ from eventbus_fastapi.bus import EventBus
 from tests.serving import Served, serving
 
 V1 = Subprotocol("eventbus.v1")
+IMPLEMENTATIONS = [
+    "auto",
+    pytest.param("websockets", marks=pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*websockets")),
+]
+"""What uvicorn speaks WebSocket with: its own choice, and the older one."""
 PATIENCE = 10.0
 """Seconds after which a frame that should come is missing."""
 

@@ -18,14 +18,15 @@ from eventbus_fastapi.app import create_app
 from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.settings import Settings
-from tests.server.sockets import Peer, ServedBus, peer, serving_bus
+from tests.server.sockets import IMPLEMENTATIONS, Peer, ServedBus, peer, serving_bus
 from tests.serving import serving
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[ServedBus]:
+async def served(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[ServedBus]:
+    server = {"ws": getattr(request, "param", "auto"), "ws_max_size": 200_000}
     async with serving_bus(
-        tmp_path, max_frame=100_000, max_payload=50_000, max_batch=10, max_subscriptions=2
+        tmp_path, server=server, max_frame=100_000, max_payload=50_000, max_batch=10, max_subscriptions=2
     ) as served:
         yield served
 
@@ -36,6 +37,8 @@ async def client(served: ServedBus) -> AsyncIterator[Peer]:
         await client.next_of("welcome")
         yield client
 
+
+whatever_speaks_websocket = pytest.mark.parametrize("served", IMPLEMENTATIONS, indirect=True)
 
 EVENT = {"topic": "a", "payload": 1}
 
@@ -64,6 +67,7 @@ EVENT = {"topic": "a", "payload": 1}
     ],
 )
 @pytest.mark.parametrize("dialect", ["plain", "v1"])
+@whatever_speaks_websocket
 async def test_a_bad_frame_is_answered_and_the_connection_kept(
     served: ServedBus, dialect: str, frame: Any, code: str
 ) -> None:
@@ -100,6 +104,7 @@ async def test_the_number_of_subscriptions_is_limited(client: Peer) -> None:
     assert error["message"].endswith("2 subscriptions, which is the limit (EVENTBUS_MAX_SUBSCRIPTIONS)")
 
 
+@whatever_speaks_websocket
 async def test_a_hundred_bad_frames_in_a_row_end_the_connection(client: Peer) -> None:
     for _ in range(100):
         await client.socket.send("{")
@@ -144,13 +149,15 @@ async def test_a_client_that_sends_only_what_is_too_large_is_closed(client: Peer
     assert "payload is 50,001 bytes" in frames[-1]["error"]["message"]
 
 
-async def test_a_frame_far_beyond_the_limit_is_closed_by_the_server(tmp_path: Path) -> None:
-    async with serving_bus(tmp_path, server={"ws_max_size": 200_000}) as served, served.plain() as client:
+@whatever_speaks_websocket
+async def test_a_frame_far_beyond_the_limit_is_closed_by_the_server(served: ServedBus) -> None:
+    async with served.plain() as client:
         await client.socket.send("x" * 200_001)
 
         assert (await client.rest())[1] == 1009
 
 
+@whatever_speaks_websocket
 async def test_invalid_utf8_is_closed_by_the_server(served: ServedBus) -> None:
     async with served.plain() as client:
         await client.socket.send(b"\xff\xfe", text=True)
@@ -177,6 +184,7 @@ async def test_invalid_utf8_is_no_error_in_the_log_of_the_standalone_app(
 # --- the handshake -------------------------------------------------------------------------------
 
 
+@whatever_speaks_websocket
 async def test_only_unknown_subprotocols_are_refused(served: ServedBus) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with served.plain(subprotocols=[Subprotocol("eventbus.v9"), Subprotocol("mqtt")]):
@@ -196,6 +204,7 @@ async def test_the_known_subprotocol_is_found_among_others(served: ServedBus) ->
         assert (await client.next())["type"] == "welcome"
 
 
+@whatever_speaks_websocket
 async def test_a_bus_that_does_not_run_refuses_the_handshake(served: ServedBus) -> None:
     await served.bus.stop()
 

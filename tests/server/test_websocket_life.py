@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.sockets import Peer, ServedBus, serving_bus
+from tests.server.sockets import IMPLEMENTATIONS, Peer, ServedBus, serving_bus
 from tests.waiting import eventually
 
 STALLED: dict[str, Any] = {"max_queue": 1, "ping_interval": None}
 """A client that stops reading from its socket as soon as the test stops reading from it."""
-IMPLEMENTATIONS = [
-    "auto",
-    pytest.param("websockets", marks=pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*websockets")),
-]
-"""Those of uvicorn."""
 BULK = "x" * 100_000
 
 
@@ -104,6 +99,27 @@ async def test_a_client_that_never_reads_again_leaves_nothing_on_the_server(
 
         await eventually(lambda: not served.served.server.server_state.connections)
         assert not _tasks("websocket-")
+
+
+async def test_a_heartbeat_never_claims_what_is_still_to_be_sent(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving_bus(tmp_path, heartbeat=0.05, send_timeout=30) as served, served.v1(**STALLED) as slow:
+        await slow.send("subscribe", id=1, pattern="#")
+        await slow.next_of("caught_up")
+        await _publish_until(served, lambda: _has_unread(served))
+        # The feed waits for the client now, and has more to send. Let some heartbeats be due.
+        last = (await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(30)]))[-1].seq
+        began = loop.time()
+        await eventually(lambda: loop.time() > began + 0.3)
+
+        seen = claimed = 0
+        while claimed != last:
+            frame = await slow.next()
+            if frame["type"] == "heartbeat":
+                claimed = frame["head"]
+                assert claimed <= seen
+            elif frame["type"] == "event":
+                seen = frame["seq"]
 
 
 async def test_the_policy_disconnect_ends_a_reader_that_falls_behind(tmp_path: Path) -> None:
