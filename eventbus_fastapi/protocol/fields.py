@@ -100,13 +100,13 @@ def mapping(fields: Object, name: str) -> dict[str, Any] | None:
     return value
 
 
-def message_id(fields: Object, name: str = "message_id") -> UUID | None:
+def message_id(fields: Object) -> UUID | None:
     """Read a message id.
 
     Raises:
         InvalidEvent: it is a string, but not a UUID.
     """
-    value = string(fields, name)
+    value = string(fields, "message_id")
     return None if value is None else check_message_id(value)
 
 

@@ -102,7 +102,7 @@ class Feed:
             SubscriptionClosed: it has ended.
             ConnectionEnded: the connection has.
         """
-        while not self._is_closing:
+        while True:
             made = self._frames(await self._take())
             for number in itertools.count(1):
                 frame = await self._send_next(made)
@@ -111,6 +111,8 @@ class Feed:
                 self._note(frame)
                 if number % PLAIN_AT_ONCE == 0:
                     await asyncio.sleep(0)
+            if self._is_closing:
+                return
             if self._auto_ack is not None:
                 await self._auto_ack.room()
             await asyncio.sleep(0)  # a send need not wait, and others want the loop, too
