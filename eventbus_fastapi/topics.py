@@ -79,18 +79,20 @@ def matches(pattern: str, topic: str) -> bool:
 class PatternIndex(Generic[T]):
     """Values by pattern; finds those whose pattern matches a topic.
 
-    A tree of segments. To match a topic each node of the tree is visited at most once, whatever the patterns are: a
-    visit carries all places in the topic where the node may stand at once, as the bits of an integer. Patterns that
-    mean the same (`#.*`, `*.#`, `#.*.#`) share a node, and a branch is left out if it needs more segments than the
-    topic has left, or ends in a literal that the topic lacks there.
+    Trees of segments, one for each last literal of patterns; a topic looks only into those of its own segments. There
+    each node is visited at most once, whatever the patterns are: a visit carries all places in the topic where the
+    node may stand at once, as the bits of an integer. Patterns that mean the same (`#.*`, `*.#`, `#.*.#`) share a node,
+    and a branch is left out if it needs more segments than the topic has left, or ends in a literal that the topic has
+    elsewhere only.
 
-    So ordinary sets cost a few visits, however large they are. What remains linear in the patterns is a set in which
-    very many of different endings begin as the topic does, in different ways (`a.*.…`, `*.a.…`): there each may be
-    visited, as if they all matched.
+    So ordinary sets cost a few visits, however large they are, and so do hostile ones whose last literals the topic
+    lacks. What remains linear in the patterns is a set in which very many begin as the topic does, in different ways
+    (`a.*.…`, `*.a.…`), and end as it does, but for a literal in between: they may all be visited, as if they matched.
     """
 
     def __init__(self) -> None:
-        self._root: _Node[T] = _Node()
+        self._roots: dict[str | None, _Node[T]] = {}
+        """A tree for each last literal; None: for the patterns of wildcards only."""
         self._size = 0
 
     def __len__(self) -> int:
@@ -104,7 +106,7 @@ class PatternIndex(Generic[T]):
             InvalidPattern: the pattern does not follow the grammar; nothing was added.
         """
         segments = _normal_form(check_pattern(pattern))
-        node = self._root
+        node = self._roots.setdefault(_last_literal(segments), _Node())
         path = [node]
         for segment in segments:
             node = node.grow(segment)
@@ -119,8 +121,11 @@ class PatternIndex(Generic[T]):
         Raises:
             KeyError: the pair is not held; nothing was changed.
         """
-        path = [self._root]
         segments = _normal_form(pattern)
+        last = _last_literal(segments)
+        if last not in self._roots:
+            raise KeyError((pattern, value))
+        path = [self._roots[last]]
         for segment in segments:
             child = path[-1].child(segment)
             if child is None:
@@ -133,8 +138,8 @@ class PatternIndex(Generic[T]):
             if not node.is_empty:
                 break
             parent.prune(segment)
-        if self._root.is_empty:
-            self._root = _Node()  # what it expects of topics is that of all patterns it ever had
+        if path[0].is_empty:
+            del self._roots[last]
 
     def match(self, topic: str) -> frozenset[T]:
         """Return the values of all patterns that match a (valid) topic."""
@@ -154,14 +159,14 @@ class PatternIndex(Generic[T]):
         end = 1 << count
         before_end = end - 1
         occurrences: dict[str, int] = {}
-        stack = [(self._root, 1)]
+        stack = [(self._roots[last], 1) for last in {None, *segments} if last in self._roots]
         while stack:
             visit = stack.pop()
             node, places = visit
-            least, last, behind = node.least, node.last, node.behind
+            least, behind = node.least, node.behind
             if least and (least > count or not places & ((end << 1 >> least) - 1)):
                 continue
-            if last is not None and (last not in segments if behind is None else last != segments[~behind]):
+            if behind is not None and segments[~behind] != node.last:
                 continue
             yield visit
             if node.many is not None:
@@ -197,6 +202,10 @@ def _normal_form(pattern: str) -> list[str]:
         else:
             segments.append(segment)
     return segments
+
+
+def _last_literal(segments: list[str]) -> str | None:
+    return next((segment for segment in reversed(segments) if segment not in (ONE, MANY)), None)
 
 
 def _expect(path: list[_Node[T]], segments: list[str]) -> None:
