@@ -130,26 +130,10 @@ def _read(body: bytes, max_depth: int, what: str) -> Any:
     """
     # An int in bytes (91 is "[", 123 "{") is found several times faster than a bytes in bytes.
     brackets = body.count(91) + body.count(123)
-    if brackets <= max_depth and brackets <= MAX_DEPTH:
-        return from_json(body, allow_inf_nan=False)
     with _collector_paused() if brackets > _MANY_CONTAINERS else nullcontext():
-        with suppress(ValueError):
-            return _read_flatter(body, min(max_depth, MAX_DEPTH))
         value = from_json(body, allow_inf_nan=False)
-    _check_depth(body, max_depth, what)
-    return value
-
-
-def _read_flatter(body: bytes, depth: int) -> Any:
-    """Return JSON that is nested less than `depth` for sure; a ValueError says that it may be deeper, or no JSON.
-
-    The parser itself counts levels, up to MAX_DEPTH (and does not count an empty array or object): arrays around the
-    body leave it only as many as it may have, which costs nothing.
-    """
-    shell = MAX_DEPTH - depth + 1
-    value = from_json(b"[" * shell + body + b"]" * shell, allow_inf_nan=False)
-    for _ in range(shell):
-        (value,) = value  # a body that leaves its shell, like `1],[2`, makes an array of two: a ValueError
+    if brackets > min(max_depth, MAX_DEPTH):
+        _check_depth(body, max_depth, what)
     return value
 
 
