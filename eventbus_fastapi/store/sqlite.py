@@ -85,10 +85,11 @@ class SQLiteStore(Store):
 
 
 class Writers:
-    """Notices when another process writes to the log, and warns once where SQLite has the WAL-reset bug.
+    """Notices when another bus writes to the log, and warns once where SQLite has the WAL-reset bug.
 
-    Every append of this process tells, under the file's write lock, how far it found the log and how far it wrote it.
-    What it finds beyond what it wrote is another's.
+    Every append of this bus tells, under the file's write lock, how far it found the log and how far it wrote it. What
+    it finds beyond what it wrote is another's, most likely another process's. One that only fills the outbox is not
+    noticed: its rows look like those of this process's own sessions.
     """
 
     def __init__(self, path: str) -> None:
@@ -101,7 +102,7 @@ class Writers:
             return
         self._is_done = True
         logger.warning(
-            "another process writes to %s, too, and SQLite %s can lose committed events or corrupt the file when two "
+            "another bus writes to %s, too, and SQLite %s can lose committed events or corrupt the file when two "
             "processes write at the same moment (WAL-reset bug); use SQLite %s or later, or let one process write",
             self._path,
             sqlite3.sqlite_version,
