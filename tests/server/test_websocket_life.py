@@ -99,6 +99,7 @@ async def test_a_client_that_never_reads_again_leaves_nothing_on_the_server(
 
         await eventually(lambda: not served.served.server.server_state.connections)
         assert not _tasks("websocket-")
+        slow.socket.transport.abort()
 
 
 async def test_a_heartbeat_never_claims_what_is_still_to_be_sent(tmp_path: Path) -> None:
@@ -239,6 +240,7 @@ async def test_a_server_that_waits_for_its_connections_stops_beside_a_client_tha
         served.served.server.should_exit = True
 
         await eventually(lambda: not served.served.server.server_state.connections)
+        slow.socket.transport.abort()
 
 
 async def test_publishes_in_flight_are_bounded_by_not_reading_on(
