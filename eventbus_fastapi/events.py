@@ -78,7 +78,8 @@ class Receipt(NamedTuple):
     """Place in the log. None when it is not known yet (published inside the caller's transaction, or scheduled) or
     when the event is not stored (`durable=False`)."""
     duplicate: bool = False
-    """True if an event of this message_id was in the log already; `seq` is that event's."""
+    """True if an event of this message_id was in the log already, and `seq` is that event's; or if one is scheduled
+    already, and `seq` is None."""
 
 
 class Message:

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     overflow: Overflow = "catch_up"
     """Overflow policy of subscriptions that name none. Defaults to catch_up."""
     page_size: int = Field(1_000, ge=1, le=10_000)
-    """Events read from the log at once. Defaults to 1,000."""
+    """Events read from the log at once; fewer if they are large. Defaults to 1,000."""
     auto_ack: bool = False
     """Mark an event processed as soon as it was sent to a WebSocket subscription. Defaults to False."""
 

@@ -25,7 +25,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.base import BATCH_BYTES, BATCH_STEPS, PAYLOAD, Store
+from eventbus_fastapi.store.base import BATCH_STEPS, Store
+from eventbus_fastapi.store.reader import BATCH_BYTES, PAYLOAD
 from eventbus_fastapi.store.statements import Query
 
 IS_LIMITED = "eventbus_is_limited"

@@ -43,8 +43,9 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store.base import BATCH_BYTES, DRAIN_LIMIT, Moved, Store
+from eventbus_fastapi.store.base import DRAIN_LIMIT, Moved, Store
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
+from eventbus_fastapi.store.reader import BATCH_BYTES
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, expiry, now_micros
 
