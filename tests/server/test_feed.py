@@ -14,7 +14,7 @@ from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.pipeline.channel import Batch
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.server.feed import Feed
-from eventbus_fastapi.server.outlet import Ending, Outlet
+from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
 from tests.waiting import eventually
 
 
@@ -40,12 +40,14 @@ def feed(
     sub: int | str = 1,
     socket: Socket | None = None,
     *,
+    outlet: Outlet | None = None,
     is_plain: bool = False,
 ) -> Feed:
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
 
-    outlet = Outlet(socket or Socket(), send_timeout=1, on_end=fail)  # type: ignore[arg-type]
+    if outlet is None:
+        outlet = Outlet(socket or Socket(), send_timeout=10, on_end=fail)  # type: ignore[arg-type]
     lock = asyncio.Lock()
     return Feed(
         sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=is_plain, credit=None, auto_ack=None
@@ -88,6 +90,56 @@ async def test_several_batches_share_a_frame_until_it_is_full(eventbus: EventBus
 
     assert [len(frame.messages) for frame in frames] == [2, 2, 1]
     assert [message.seq for frame in frames for message in frame.messages] == [1, 2, 3, 4, 5]
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+class StalledSocket(Socket):
+    """Takes what is sent once its client reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked = asyncio.Event()
+        self.reads = asyncio.Event()
+
+    async def send(self, message: dict[str, str]) -> None:
+        self.is_asked.set()
+        await self.reads.wait()
+        await super().send(message)
+
+
+async def test_a_frame_that_is_being_sent_is_the_last_one_of_a_feed_that_is_closed(eventbus: EventBus) -> None:
+    await eventbus.publish_many([("a", "x" * 200_000)] * 5)
+    socket = StalledSocket()
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), socket=socket)
+    one.task = asyncio.create_task(one.run())
+    await socket.is_asked.wait()
+
+    closing = asyncio.create_task(one.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    socket.reads.set()
+    await asyncio.wait_for(closing, 10)
+
+    assert len(socket.texts) == 1
+
+
+async def test_closing_a_feed_does_not_reset_the_time_that_its_client_has_stalled(eventbus: EventBus) -> None:
+    await eventbus.publish("a", 1)
+    socket, endings = StalledSocket(), list[Ending | None]()
+    outlet = Outlet(socket, send_timeout=0.2, on_end=endings.append)  # type: ignore[arg-type]
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), outlet=outlet)
+    one.task = asyncio.create_task(one.run())
+    await socket.is_asked.wait()
+
+    await asyncio.wait_for(one.close(), 10)
+
+    [ending] = endings
+    assert ending is not None
+    assert ending.code == 4100
+    assert isinstance(one.task.exception(), ConnectionEnded)
 
 
 # --- acks up to a seq ----------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,24 +38,6 @@ async def test_a_reader_that_stalls_is_closed_and_learns_why_once_it_reads(serve
     if dialect == "v1":
         assert (frames[-1]["type"], frames[-1]["reconnect"]) == ("bye", True)
         assert frames[-1]["error"]["code"] == "subscriber.slow"
-
-
-async def test_a_reader_that_stalls_is_closed_however_often_it_subscribes_anew(tmp_path: Path) -> None:
-    turns = itertools.cycle([("subscribe", {"pattern": "#", "starting_seq": 0}), ("unsubscribe", {})])
-    async with (
-        serving_bus(tmp_path, page_size=5, send_timeout=0.2, close_timeout=20) as served,
-        served.v1(**STALLED) as slow,
-    ):
-        await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(20)])
-
-        async def subscribe_anew() -> bool:
-            kind, options = next(turns)
-            await slow.send(kind, sub=1, **options)
-            return bool(_tasks("websocket-close"))
-
-        await eventually(subscribe_anew, timeout=40)
-
-        assert (await slow.rest())[1] == 4100
 
 
 async def test_a_slow_reader_resumes_after_its_last_seq(served: ServedBus) -> None:
