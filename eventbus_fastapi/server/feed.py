@@ -157,14 +157,9 @@ class Feed:
         await self._has_credit.wait()
         self._is_taking = True
         try:
-            items = await self.subscription.take(self._credit)
+            return await self.subscription.take(self._credit)
         finally:
             self._is_taking = False
-        if self._credit is not None:
-            self._credit -= sum(len(item.messages) for item in items if isinstance(item, Batch))
-            if self._credit <= 0:
-                self._has_credit.clear()
-        return items
 
     async def _send_next(self, frames: Iterator[Frame]) -> Frame | None:
         self._is_sending = True
@@ -174,6 +169,10 @@ class Feed:
             self._is_sending = False
 
     def _note(self, frame: Frame) -> None:
+        if self._credit is not None:  # what has expired on its way costs the client nothing
+            self._credit -= len(frame.messages)
+            if self._credit <= 0:
+                self._has_credit.clear()
         if frame.messages:
             self._sent.note(frame.messages)
             if self._auto_ack is not None:

@@ -50,7 +50,7 @@ def feed(
         outlet = Outlet(socket or Socket(), send_timeout=10, on_end=fail)  # type: ignore[arg-type]
     lock = asyncio.Lock()
     return Feed(
-        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=is_plain, credit=None, auto_ack=None
+        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=is_plain, credit=credit, auto_ack=None
     )
 
 
@@ -226,3 +226,26 @@ async def test_what_expires_while_a_frame_before_it_is_sent_is_left_out(
     monkeypatch.setattr(eventbus.node.store, "estimate_now", lambda: later)
 
     assert [[message.seq for message in frame.messages] for frame in (first, *frames)] == [[1], [3]]
+
+
+async def test_what_has_expired_on_its_way_costs_the_client_no_credit(
+    eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gives new credit for what it gets: that of events which never came was lost, until nothing came."""
+    await eventbus.publish("a", "x" * 200_000)
+    await eventbus.publish_many([("a", "y" * 100_000)] * 3, ttl=60)
+    socket = Socket()
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket, credit=5)
+    later = eventbus.node.store.estimate_now() + 61_000_000
+    send = socket.send
+
+    async def expire_after(message: dict[str, str]) -> None:
+        await send(message)
+        monkeypatch.setattr(eventbus.node.store, "estimate_now", lambda: later)
+
+    monkeypatch.setattr(socket, "send", expire_after)
+    running = asyncio.create_task(one.run())
+    await sent(one, socket, 1)
+    await eventually(lambda: one.is_idle)
+    assert one._credit == 4
+    running.cancel()
