@@ -42,6 +42,7 @@ def feed(
     *,
     outlet: Outlet | None = None,
     is_plain: bool = False,
+    credit: int | None = None,
 ) -> Feed:
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
@@ -232,7 +233,7 @@ async def test_what_has_expired_on_its_way_costs_the_client_no_credit(
     eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client gives new credit for what it gets: that of events which never came was lost, until nothing came."""
-    await eventbus.publish("a", "x" * 200_000)
+    await eventbus.publish("a", "x" * 262_000)
     await eventbus.publish_many([("a", "y" * 100_000)] * 3, ttl=60)
     socket = Socket()
     one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket, credit=5)
