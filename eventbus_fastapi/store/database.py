@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """How often a transaction runs when the database asks to run it again."""
-OPENED_AT = "eventbus_opened_at"
-"""Where a pooled connection keeps when it was opened."""
+FIRST_USED_AT = "eventbus_first_used_at"
+"""Where a pooled connection keeps when it first left the pool."""
 
 
 class Collision(Exception):
@@ -54,9 +54,8 @@ class Database:
         self._writing = engine
         self._reading = engine
         self._ends_reads = owns_engine and engine.dialect.name in MYSQL
-        self._trusted_from = 0.0  # connections opened earlier are not used again, in the time of time.monotonic()
+        self._trusted_from = 0.0  # connections used earlier are not used again, in the time of time.monotonic()
         if owns_engine and engine.dialect.name != "sqlite":
-            event.listen(engine.sync_engine, "connect", _note_opening)
             event.listen(engine.sync_engine, "checkout", self._refuse_distrusted)
 
     async def transact(
@@ -143,13 +142,11 @@ class Database:
         return translate(exc)
 
     def _refuse_distrusted(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
-        """Have the pool make a connection anew, as it leaves the pool."""
-        if record.info[OPENED_AT] >= self._trusted_from:
+        """Have the pool make a connection anew, as it leaves the pool; never one that was just made, since the pool
+        makes but one.
+        """
+        if record.info.setdefault(FIRST_USED_AT, time.monotonic()) >= self._trusted_from:
             return
         if self.engine.dialect.driver == "asyncpg":
             cast(Any, connection).driver_connection.terminate()  # its close() would say goodbye and wait
         raise DisconnectionError("the connection was open when a statement was not answered")
-
-
-def _note_opening(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    record.info[OPENED_AT] = time.monotonic()

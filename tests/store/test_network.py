@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.errors import StoreUnavailable
@@ -62,8 +64,8 @@ async def test_a_server_that_is_stopped_and_started_again(network: tuple[dict[st
         assert await eventually(bus.node.problems)
 
         proxy.heal()
-        event = bus.draft("a", 3)
-        ((receipt,),) = [await resumes(lambda: bus.publish_many([event]))]
+        draft = bus.draft("a", 3)
+        ((receipt,),) = [await resumes(lambda: bus.publish_many([draft]))]
         assert receipt.seq == 2
         assert await read_seqs(subscription, 1) == [2]
         assert await eventually(lambda: no_problems(bus))
@@ -119,3 +121,19 @@ async def test_a_bus_stops_in_time_while_its_database_is_silent(network: tuple[d
 
 async def no_problems(bus: EventBus) -> bool:
     return await bus.node.problems() == []
+
+
+async def test_a_connection_that_was_just_made_is_trusted(network: tuple[dict[str, Any], Proxy]) -> None:
+    """While it was made another task's statement was not answered; the pool took the new one for an old one and failed
+    with an error that says nothing of trying again.
+    """
+    settings, _ = network
+    bus = EventBus(settings=Settings(**settings))
+    store = bus.node.store
+
+    @event.listens_for(store.engine.sync_engine, "connect")
+    def give_up_a_statement(*_: object) -> None:
+        store._trusted_from = time.monotonic()
+
+    async with bus:
+        assert (await bus.head()).last_seq == 0
