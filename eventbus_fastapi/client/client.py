@@ -20,6 +20,7 @@ from eventbus_fastapi.client.pauses import Pauses
 from eventbus_fastapi.client.subscription import ClientSubscription
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import (
+    BatchTooLarge,
     ClientError,
     ConnectionLost,
     ConnectionRefused,
@@ -195,6 +196,9 @@ class EventBusClient:
         drafts = [self._draft(event) for event in events]
         if not drafts:
             return []
+        most = self._session.limits.get("max_batch", len(drafts))
+        if len(drafts) > most:
+            raise BatchTooLarge(len(drafts), most)
         return await self._publish(drafts, is_batch=True, is_live=not durable)
 
     async def _publish(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> list[Receipt]:

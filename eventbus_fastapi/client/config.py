@@ -67,7 +67,7 @@ class ClientConfig:
             value = getattr(self, name)
             if not is_usable(value):
                 raise SettingsError(f"{name}: expected {expected}, got {_shown(name, value)}")
-        if self.ssl is not None and not self.url.startswith("wss:"):
+        if self.ssl is not None and not self.url.lower().startswith("wss:"):
             raise SettingsError("ssl: it goes with a wss:// url only, got ws://")
 
     @property

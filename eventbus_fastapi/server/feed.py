@@ -142,7 +142,7 @@ class Feed:
                 after, until = run
                 page = await self._node.history(self.subscription.patterns, after, ACKS_AT_ONCE)
                 acked += await self._acknowledge([message for message in page.messages if message.seq <= until])
-                self._sent.forget(until if page.next is None else page.next)
+                self._sent.forget(until if page.next is None else min(page.next, until))
         return acked
 
     async def _acknowledge(self, messages: Sequence[Message]) -> int:

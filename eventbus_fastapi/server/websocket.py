@@ -64,8 +64,7 @@ logger = logging.getLogger(__name__)
 Work = Callable[[], Awaitable[None]]
 
 MAX_BAD_FRAMES = 100
-"""The connection is closed at so many bad frames, those that are too large among them, without a usable one between."""
-TOO_LARGE = 413
+"""The connection is closed at so many bad frames without a usable one between."""
 SILENT_HEARTBEATS = 4
 """Heartbeats of silence after which a client that sends `ping` has lost its connection."""
 READ_AT_ONCE = 100
@@ -280,7 +279,7 @@ class Connection:
 
     def _refuse(self, refused: Refused) -> None:
         self._replies.refuse(refused.error, refused.id, refused.sub)
-        if not refused.error.code.startswith("frame.") and refused.error.status != TOO_LARGE:
+        if not refused.error.code.startswith("frame."):
             return  # an event that breaks the rules, of a client that speaks the protocol
         self._bad_frames += 1
         if self._bad_frames >= MAX_BAD_FRAMES:

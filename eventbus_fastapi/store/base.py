@@ -383,8 +383,8 @@ class Store(LogReader):
     async def _waiting(self, connection: AsyncConnection, message_ids: list[UUID]) -> set[UUID]:
         waiting: set[UUID] = set()
         for chunk in _chunks(message_ids):
-            rows = await connection.execute(self.sql.scheduled_of_message_ids, {"message_ids": chunk})
-            waiting.update(rows.scalars())
+            for query in self.sql.waiting_of_message_ids:
+                waiting.update((await connection.execute(query, {"message_ids": chunk})).scalars())
         return waiting
 
     # --- again, with look-ups ---

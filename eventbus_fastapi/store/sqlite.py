@@ -54,7 +54,7 @@ class SQLiteStore(Store):
             await connection.run_sync(migrations.upgrade, self.tables)
 
     async def stop(self) -> None:
-        self._appender.close()
+        await self._appender.close()
         await super().stop()
 
     async def moment(self) -> int:
@@ -135,12 +135,12 @@ class Appender:
         """Append and commit; return the new last seq and the time, or None if nothing was stored."""
         return await self._in_thread(self._run, drafts)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wait for a running append and disconnect."""
         if self._thread is not None:
-            self._thread.submit(self._disconnect)
-            self._thread.shutdown(wait=True)
-            self._thread = None
+            thread, self._thread = self._thread, None
+            thread.submit(self._disconnect)
+            await asyncio.to_thread(thread.shutdown)
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         if self._thread is None:

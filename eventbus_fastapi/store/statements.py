@@ -137,9 +137,11 @@ class Statements:
         self.seqs_of_message_ids: Query = select(event.c.message_id, event.c.seq).where(
             event.c.message_id.in_(bindparam("message_ids", expanding=True))
         )
-        self.scheduled_of_message_ids: Query = select(scheduled.c.message_id).where(
-            scheduled.c.message_id.in_(bindparam("message_ids", expanding=True))
+        self.waiting_of_message_ids: tuple[Query, ...] = tuple(
+            select(table.c.message_id).where(table.c.message_id.in_(bindparam("message_ids", expanding=True)))
+            for table in (scheduled, outbox)
         )
+        """In this order: what is promoted in between is found in the second."""
         self.due: Query = (
             select(scheduled.c.id, func.length(scheduled.c.payload).label("size"))
             .where(scheduled.c.publish_at <= now)

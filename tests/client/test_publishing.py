@@ -11,6 +11,7 @@ import pytest
 from eventbus_fastapi.client import EventBusClient
 from eventbus_fastapi.client.client import Draftable
 from eventbus_fastapi.errors import (
+    BatchTooLarge,
     ConnectionLost,
     FrameTooLarge,
     InvalidEvent,
@@ -121,6 +122,16 @@ async def test_an_invalid_event_is_refused_before_it_is_sent(client: EventBusCli
     with pytest.raises(InvalidTopic, match="wildcard"):
         await client.publish("user.*", {})
     assert not client.connected
+
+
+async def test_a_batch_beyond_the_servers_limit_is_refused_at_the_call(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    connecting = asyncio.create_task(client.wait_connected())
+    await server.welcome(max_batch=2)
+    await connecting
+    with pytest.raises(BatchTooLarge, match="batch has 3 events, limit is 2"):
+        await client.publish_many([("t", 1)] * 3)
 
 
 async def test_the_server_s_limit_of_payloads_holds_once_it_is_known(

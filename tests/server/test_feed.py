@@ -183,6 +183,20 @@ async def test_what_is_sent_while_an_ack_is_stored_can_be_acknowledged_after_it(
     assert await statuses(eventbus, 2) == {"processed"}
 
 
+async def test_an_ack_forgets_nothing_beyond_it(eventbus: EventBus) -> None:
+    """It looks through a page of the log, and forgot all of it."""
+    await eventbus.publish_many([("a", 1)] * 2_500)
+    socket = Socket()
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket)
+    running = asyncio.create_task(one.run())
+    await sent(one, socket, 2_500)
+
+    assert [await one.acknowledge_up_to(seq) for seq in (50, 900, 900, 2_500)] == [50, 850, 0, 1_600]
+
+    assert await statuses(eventbus, 2_500) == {"processed"}
+    running.cancel()
+
+
 async def test_acks_that_wait_for_one_another_read_the_log_once(
     eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -126,27 +125,14 @@ async def test_a_good_frame_between_bad_ones_keeps_the_connection(client: Peer) 
         await client.next_of("pong")
 
 
-async def test_events_that_break_the_rules_are_no_bad_frames(client: Peer) -> None:
+@pytest.mark.parametrize("event", [{**EVENT, "topic": ""}, {**EVENT, "payload": "x" * 50_001}], ids=["topic", "size"])
+async def test_events_that_break_the_rules_are_no_bad_frames(client: Peer, event: dict[str, Any]) -> None:
+    """A program that publishes too much is told so each time, and not sent away for good."""
     for _ in range(150):
-        await client.send("publish", data={**EVENT, "topic": ""})
+        await client.send("publish", data=event)
     await client.send("ping")
 
     await client.next_of("pong")
-
-
-@pytest.mark.parametrize("between", [[], [{"type": "publish", "data": {**EVENT, "topic": ""}}]])
-async def test_a_client_that_sends_only_what_is_too_large_is_closed(client: Peer, between: list[Any]) -> None:
-    large = {"type": "publish", "data": {**EVENT, "payload": "x" * 50_001}}
-    with contextlib.suppress(ConnectionClosed):
-        for _ in range(100):
-            for frame in (large, *between):
-                await client.socket.send(json.dumps(frame))
-
-    frames, code = await client.rest()
-
-    assert code == 4400
-    assert frames[-1]["error"]["code"] == "frame.bad"
-    assert "payload is 50,001 bytes" in frames[-1]["error"]["message"]
 
 
 @whatever_speaks_websocket

@@ -144,6 +144,26 @@ async def test_a_message_id_that_waits_is_not_scheduled_again(store: Store, open
     assert await store.promote() == 0
 
 
+@pytest.mark.databases("postgresql", "mysql")
+async def test_a_message_id_that_becomes_due_while_it_is_looked_for_is_not_scheduled_again(
+    store: Store, open_another: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked for in the log, then among the waiting; between the two another node let it into the outbox."""
+    other = await open_another()
+    event = draft(publish_at=PAST)
+    await store.append([event])
+    known = store._known
+
+    async def promoted_after(*arguments: Any) -> Any:
+        found = await known(*arguments)
+        await other.promote()
+        return found
+
+    monkeypatch.setattr(store, "_known", promoted_after)
+    ((receipt,), *_) = await store.append([event])
+    assert (receipt.seq, receipt.duplicate) == (None, True)
+
+
 async def test_an_immediate_event_does_not_wait_for_a_scheduled_one_of_its_id_and_replaces_it(store: Store) -> None:
     event = draft(payload="later", publish_at=PAST)
     await store.append([event])
