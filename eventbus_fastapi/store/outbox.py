@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from eventbus_fastapi.errors import InvalidInput, quote
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.statements import Statements
 
+OUTBOXES = "eventbus_outboxes"
+"""Where a pooled connection keeps whom to ring when it is given back."""
 LEGACY_CONTROL = -1
 """`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not name."""
 
@@ -34,8 +38,8 @@ class Outbox:
 
     def __init__(self, statements: Statements, ring: Callable[[], None]) -> None:
         self._sql = statements
-        self._ring = ring
-        self._watched: WeakKeyDictionary[Session | Connection, bool] = WeakKeyDictionary()
+        self.ring = ring
+        self._watched: WeakSet[Connection | Pool] = WeakSet()  # those whose listener is in place
 
     async def add(self, transaction: AsyncTransaction, draft: Draft) -> None:
         """Insert the event through an async session or connection: `add_sync` on the sync one inside it."""
@@ -66,31 +70,36 @@ class Outbox:
         except FAILURES as exc:
             raise translate(exc) from exc
         if _commits_alone(connection):
-            self._ring()
+            self.ring()
         else:
-            self._watch(transaction)
+            self._watch(transaction, connection)
 
-    def _watch(self, transaction: Session | Connection) -> None:
+    def _watch(self, transaction: Session | Connection, connection: Connection) -> None:
         """Ring when the caller's transaction ends.
 
-        Listeners stay for the life of the session or connection: removing one while it runs is not allowed, and who
-        published once is likely to publish again.
+        A session gives its connection back to the pool right after its commit, and one listener of the pool costs less
+        than one of each session. The caller may commit a connection of his own and keep it.
         """
-        if transaction in self._watched:
-            return
-        self._watched[transaction] = True
-        if isinstance(transaction, Session):
-            event.listen(transaction, "after_transaction_end", self._session_ended)
-        else:
+        if isinstance(transaction, Session) and not isinstance(transaction.bind, Connection):
+            connection.info.setdefault(OUTBOXES, set()).add(self)
+            pool = connection.engine.pool
+            if pool not in self._watched:
+                self._watched.add(pool)
+                if not event.contains(pool, "checkin", _ring_outboxes):  # another bus may have been first
+                    event.listen(pool, "checkin", _ring_outboxes)
+        elif connection not in self._watched:
+            self._watched.add(connection)
             # SQLAlchemy tells this just before the COMMIT is sent; the sequencer looks again soon after.
-            event.listen(transaction, "commit", self._connection_commits)
-
-    def _session_ended(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:  # not a SAVEPOINT
-            self._ring()
+            event.listen(connection, "commit", self._connection_commits)
 
     def _connection_commits(self, connection: Connection) -> None:
-        self._ring()
+        self.ring()
+
+
+def _ring_outboxes(connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    """A pool has a connection back."""
+    for outbox in record.info.pop(OUTBOXES, ()):
+        outbox.ring()
 
 
 def _commits_alone(connection: Connection) -> bool:
