@@ -1,0 +1,45 @@
+"""The command `eventbus`: serve a bus, publish to it, follow it, and look after its tables.
+
+One module for each command; `terminal` is what they read, show and end with.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+try:
+    import typer
+except ModuleNotFoundError as exc:
+    sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
+
+from eventbus_fastapi.cli import migrate, publish, serve, tail, terminal
+from eventbus_fastapi.version import VERSION
+
+commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
+commands.command()(serve.serve)
+commands.command()(publish.publish)
+commands.command()(tail.tail)
+commands.add_typer(migrate.migrate, name="migrate")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, by default that of this process, and exit."""
+    terminal.run(commands, arguments)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        terminal.show(f"eventbus {VERSION}")
+        raise typer.Exit
+
+
+@commands.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    pass

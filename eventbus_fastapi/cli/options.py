@@ -1,0 +1,52 @@
+"""What several commands take: where the bus is, and the settings."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+
+from eventbus_fastapi.errors import quote
+from eventbus_fastapi.settings import PREFIX, Settings, refuse_unknown
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help=f"SQLAlchemy URL of the database; defaults to {PREFIX}DATABASE_URL.")
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….", show_default=DEFAULT_URL
+    ),
+]
+
+
+def settings_of(**given: Any) -> Settings:
+    """Return the settings of the environment, with those options in front that were given."""
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_unknown_settings() -> None:
+    """Refuse a misspelt variable where no settings are read, too."""
+    refuse_unknown(os.environ, Settings.model_fields)
+
+
+def websocket_url(given: str | None) -> str:
+    """Return where the WebSocket of a bus is, by the URL that its server prints. A query is kept, as for a token."""
+    url = DEFAULT_URL if given is None else given
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.scheme not in ("http", "https", "ws", "wss"):
+        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {quote(url)}")
+    if "#" in url:
+        raise typer.BadParameter(f"--url: expected no fragment (#…), got {quote(url)}")
+    if parts.scheme in ("ws", "wss"):
+        return url
+    path = parts.path.rstrip("/") + "/ws"
+    return urlunsplit((parts.scheme.replace("http", "ws"), parts.netloc, path, parts.query, ""))

@@ -1,0 +1,88 @@
+"""`eventbus tail`: events as they come, each as one line."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from eventbus_fastapi import codec
+from eventbus_fastapi.cli.options import Url, refuse_unknown_settings, websocket_url
+from eventbus_fastapi.cli.terminal import show, visible, visible_json, warn
+from eventbus_fastapi.client import ClientConfig, EventBusClient
+from eventbus_fastapi.errors import quote
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.protocol.commands import Start
+from eventbus_fastapi.protocol.events import event_object
+
+
+def tail(
+    pattern: Annotated[str, typer.Argument(help="user.created, user.*, '#', …")],
+    start: Annotated[str, typer.Option("--from", help="now, earliest, a seq (exclusive) or an RFC 3339 time.")] = "now",
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many events.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
+    url: Url = None,
+) -> None:
+    """Print events as they come, one line each: seq, time, topic, payload; acknowledged ones too. Ctrl-C ends it."""
+    refuse_unknown_settings()
+    asyncio.run(_follow(websocket_url(url), pattern, _start_of(start), count, _printer(as_json)))
+
+
+async def _follow(
+    url: str, pattern: str, start: Start, count: int | None, print_event: Callable[[Message], None]
+) -> None:
+    # A bus that is not there is an error now; one that goes away later is waited for.
+    await (await EventBusClient.connect(ClientConfig(url=url, max_retries=0))).close()
+    async with (
+        EventBusClient(url) as client,
+        client.subscribe(pattern, start=start, include_processed=True, on_gap=lambda gap: warn(str(gap))) as messages,
+    ):
+        shown = 0
+        async for message in messages:
+            print_event(message)
+            shown += 1
+            if shown == count:
+                return
+
+
+def _start_of(text: str) -> Start:
+    if text in ("now", "earliest"):
+        return cast(Start, text)
+    try:
+        if text.isdecimal():
+            return int(text)
+        return datetime.fromisoformat(text).astimezone()  # without an offset it is local time
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"--from: expected now, earliest, a seq or a time, got {quote(text)}") from None
+
+
+def _printer(as_json: bool) -> Callable[[Message], None]:
+    """Return what prints an event: JSON for programs, colours for a terminal, else plain text."""
+    if as_json:
+        return lambda message: show(visible_json(event_object(message)))
+    if not sys.stdout.isatty():
+        return lambda message: show("  ".join(_columns(message)))
+    console = Console(highlight=False, markup=False, emoji=False)
+    styles = ("bold", "dim", "cyan", "")
+    return lambda message: console.print(
+        Text("  ").join(Text(text, style) for text, style in zip(_columns(message), styles, strict=True)),
+        soft_wrap=True,
+    )
+
+
+def _columns(message: Message) -> tuple[str, str, str, str]:
+    seq = str(message.seq) if message.is_durable else "-"
+    time = message.timestamp.astimezone().isoformat(" ", "seconds")
+    return seq, time, visible(message.topic), visible(_payload_text(message))
+
+
+def _payload_text(message: Message) -> str:
+    if codec.is_json(message.content_type) or codec.is_text(message.content_type):
+        return message.body.decode(errors="replace")
+    return f"<{len(message.body):,} bytes of {message.content_type}>"

@@ -1,0 +1,36 @@
+"""Fixtures of the command's tests: command lines run in this process, and a bus for them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from eventbus_fastapi.cli import main
+from tests.cli.command_line import Command, Done, Server
+from tests.server.asking import app_of, bus_on
+from tests.serving import serving
+
+
+@pytest.fixture
+def eventbus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command line in this process: `eventbus("publish", "a", "1")`."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    bus = bus_on(tmp_path)
+    async with serving(app_of(bus)) as served:
+        yield Server(bus, served.http)
