@@ -17,18 +17,12 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 from sqlalchemy.dialects import mysql
 
+from eventbus_fastapi.store.creator import MYSQL, TableCreator, big_key, uuid
+
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-MYSQL = ("mysql", "mariadb")
-
-TABLE_OPTIONS: dict[str, Any] = {
-    f"{dialect}_{option}": value
-    for dialect in MYSQL
-    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
-}
 
 # The database makes the epoch of a script, which may be run on several databases: each log needs its own.
 NEW_EPOCH = {
@@ -39,18 +33,18 @@ NEW_EPOCH = {
 
 
 def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
-    create = _Creator(op, prefix, schema)
+    create = TableCreator(op, prefix, schema)
     create.table(
         "head",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.Column("first_seq", sa.BigInteger(), nullable=False),
-        sa.Column("epoch", _uuid(), nullable=False),
+        sa.Column("epoch", uuid(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     create.table(
         "event",
-        sa.Column("seq", _big_key(), autoincrement=False, nullable=False),
+        sa.Column("seq", big_key(), autoincrement=False, nullable=False),
         *_event_columns(),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger()),
@@ -66,7 +60,7 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
     )
     create.table(
         "outbox",
-        sa.Column("id", _big_key(), autoincrement=True, nullable=False),
+        sa.Column("id", big_key(), autoincrement=True, nullable=False),
         *_event_columns(),
         sa.Column("ttl", sa.BigInteger()),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -74,7 +68,7 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
     )
     create.table(
         "scheduled",
-        sa.Column("id", _big_key(), autoincrement=True, nullable=False),
+        sa.Column("id", big_key(), autoincrement=True, nullable=False),
         *_event_columns(),
         sa.Column("ttl", sa.BigInteger()),
         sa.Column("publish_at", sa.BigInteger(), nullable=False),
@@ -84,7 +78,7 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
     create.index("scheduled", "message_id", columns=["message_id"])
     create.table(
         "processed",
-        sa.Column("seq", _big_key(), autoincrement=False, nullable=False),
+        sa.Column("seq", big_key(), autoincrement=False, nullable=False),
         sa.Column("processed_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
     )
@@ -92,22 +86,12 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
 
 
 def downgrade(op: Operations, prefix: str, schema: str | None) -> None:
-    resumes = op.get_context().dialect.name in MYSQL
-    for name in ("processed", "scheduled", "outbox", "event", "head"):
-        op.drop_table(f"{prefix}{name}", schema=schema, if_exists=resumes)
-
-
-def _uuid() -> sa.types.TypeEngine[Any]:
-    return sa.Uuid().with_variant(sa.LargeBinary(16), "sqlite").with_variant(mysql.BINARY(16), *MYSQL)
-
-
-def _big_key() -> sa.types.TypeEngine[int]:
-    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    TableCreator(op, prefix, schema).drop("processed", "scheduled", "outbox", "event", "head")
 
 
 def _event_columns() -> list[sa.Column[Any]]:
     return [
-        sa.Column("message_id", _uuid(), nullable=False),
+        sa.Column("message_id", uuid(), nullable=False),
         sa.Column("topic", sa.String(255), nullable=False),
         sa.Column("key", sa.String(255)),
         sa.Column("payload", sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), *MYSQL), nullable=False),
@@ -131,23 +115,3 @@ def _insert_head(op: Operations, prefix: str, schema: str | None) -> None:
     if offline or op.get_bind().scalar(sa.select(sa.func.count()).select_from(head)) == 0:
         one, zero = op.inline_literal(1), op.inline_literal(0)
         op.execute(sa.insert(head).values(id=one, last_seq=zero, first_seq=one, epoch=epoch))
-
-
-class _Creator:
-    """Creates tables and indexes under the prefix; on MySQL only those that an earlier run did not reach."""
-
-    def __init__(self, op: Operations, prefix: str, schema: str | None) -> None:
-        self.op, self.prefix, self.schema = op, prefix, schema
-        context = op.get_context()
-        resumes = context.dialect.name in MYSQL and not context.as_sql
-        self.inspector = sa.inspect(op.get_bind()) if resumes else None
-
-    def table(self, name: str, *columns: sa.schema.SchemaItem) -> None:
-        table = f"{self.prefix}{name}"
-        if self.inspector is None or not self.inspector.has_table(table, self.schema):
-            self.op.create_table(table, *columns, schema=self.schema, **TABLE_OPTIONS)
-
-    def index(self, table: str, name: str, *, columns: list[str], **options: Any) -> None:
-        table, index = f"{self.prefix}{table}", f"{self.prefix}{table}_{name}"
-        if self.inspector is None or not self.inspector.has_index(table, index, self.schema):
-            self.op.create_index(index, table, columns, schema=self.schema, **options)

@@ -5,6 +5,10 @@
     outbox      events of committed or still open transactions that have no seq yet. Drained by the sequencer.
     scheduled   events that wait for their time, then move to the outbox.
     processed   the seqs that a reader without a group has acknowledged.
+    group       the durable readers of the log: how far each has read, and what it reads.
+    lease       ranges of the log that a node holds for a group, with the seqs that are not settled yet.
+    retry       events of a group that were not settled at first: when their next attempt is due.
+    dead_letter events that a group has given up.
 
 Times are unix microseconds in BIGINT columns, always taken from the database's clock: the same value and the same
 arithmetic on every database. Payloads are bytes, so what comes out is what went in. Topics, keys and ids compare by
@@ -63,6 +67,11 @@ def _big_key() -> TypeEngine[int]:
 def _payload() -> TypeEngine[bytes]:
     """Bytes up to 16 MiB; MySQL's plain BLOB would end at 64 KiB."""
     return LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
+def _long_text() -> TypeEngine[str]:
+    """Text of up to 16 MiB; MySQL's plain TEXT would end at 64 KiB."""
+    return Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 
 
 def _event_columns() -> list[Column[Any]]:
@@ -145,3 +154,64 @@ class Tables:
             Column("processed_at", BigInteger, nullable=False),
             **options,
         )
+        self.group = Table(
+            f"{prefix}group",
+            self.metadata,
+            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("name", String(255), nullable=False),
+            Column("patterns", Text, nullable=False),  # a JSON array
+            Column("cursor", BigInteger, nullable=False),  # the last seq that was claimed or passed over
+            Column("ordered_by", String(16)),
+            Column("max_attempts", Integer, nullable=False),
+            Column("paused_at", BigInteger),
+            Column("lost", BigInteger, nullable=False),  # seqs that retention removed before the group had read them
+            Column("created_at", BigInteger, nullable=False),
+            **options,
+        )
+        Index(f"{prefix}group_name", self.group.c.name, unique=True)
+        self.lease = Table(
+            f"{prefix}lease",
+            self.metadata,
+            Column("token", _uuid(), primary_key=True),
+            Column("group_id", BigInteger, nullable=False),
+            Column("owner", String(64), nullable=False),
+            Column("until", BigInteger, nullable=False),
+            Column("first_seq", BigInteger, nullable=False),  # the smallest that is not settled: retention waits for it
+            Column("pending", Text, nullable=False),  # see `seqs`
+            Column("keys", _long_text()),  # of a group ordered by key: a JSON object of the seq of each key
+            **options,
+        )
+        Index(f"{prefix}lease_group_id", self.lease.c.group_id, self.lease.c.until)
+        self.retry = Table(
+            f"{prefix}retry",
+            self.metadata,
+            Column("group_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("seq", BigInteger, primary_key=True, autoincrement=False),
+            *_event_columns(),  # its own: the log may lose the event before the group is done with it
+            Column("created_at", BigInteger, nullable=False),
+            Column("expires_at", BigInteger),
+            Column("attempt", Integer, nullable=False),  # attempts begun so far
+            Column("losses", Integer, nullable=False),  # how many of the last ones ended without a word
+            Column("run_at", BigInteger, nullable=False),  # while it is held, the end of the lease
+            Column("token", _uuid()),  # None: nobody holds it
+            Column("owner", String(64)),
+            Column("errors", _long_text(), nullable=False),  # a JSON array
+            **options,
+        )
+        Index(f"{prefix}retry_run_at", self.retry.c.group_id, self.retry.c.run_at, self.retry.c.seq)
+        Index(f"{prefix}retry_key", self.retry.c.group_id, self.retry.c.key, self.retry.c.seq)
+        self.dead_letter = Table(
+            f"{prefix}dead_letter",
+            self.metadata,
+            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("group_id", BigInteger, nullable=False),
+            Column("seq", BigInteger, nullable=False),
+            *_event_columns(),
+            Column("created_at", BigInteger, nullable=False),
+            Column("expires_at", BigInteger),
+            Column("attempt", Integer, nullable=False),
+            Column("errors", _long_text(), nullable=False),
+            Column("died_at", BigInteger, nullable=False),
+            **options,
+        )
+        Index(f"{prefix}dead_letter_seq", self.dead_letter.c.group_id, self.dead_letter.c.seq, unique=True)
