@@ -13,7 +13,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from eventbus_fastapi.backoff import FullJitter
-from eventbus_fastapi.client.config import ClientConfig, seconds
+from eventbus_fastapi.client.config import ClientConfig, config_of, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
 from eventbus_fastapi.client.options import make_subscribe
 from eventbus_fastapi.client.pauses import Pauses
@@ -55,10 +55,13 @@ class EventBusClient:
     again makes no sense, `NotRunning` after `close()`.
 
     One client belongs to one event loop. Any number of its tasks may use it at once.
+
+    Raises:
+        SettingsError: `config` is none of what it may be, or a URL that cannot be used.
     """
 
     def __init__(self, config: ClientConfig | str | None = None) -> None:
-        self.config = ClientConfig(url=config) if isinstance(config, str) else config or ClientConfig()
+        self.config = config_of(config)
         longest = seconds(self.config.max_reconnect_interval)
         self._backoff = FullJitter(min(seconds(self.config.reconnect_interval), longest), longest)
         self._session = ClientSession(

@@ -79,6 +79,19 @@ class ClientConfig:
         return f"<ClientConfig {self.address}>"
 
 
+def config_of(given: object) -> ClientConfig:
+    """Return the configuration of a client that was given one, only a URL, or None."""
+    match given:
+        case ClientConfig():
+            return given
+        case str():
+            return ClientConfig(url=given)
+        case None:
+            return ClientConfig()
+        case _:
+            raise SettingsError(f"expected a URL, a ClientConfig or None, got {type(given).__name__}")
+
+
 def seconds(duration: Duration) -> float:
     """Return a duration in seconds."""
     return duration.total_seconds() if isinstance(duration, timedelta) else duration

@@ -70,6 +70,14 @@ def test_a_client_takes_a_url_a_configuration_or_nothing() -> None:
     assert EventBusClient().config.url == "ws://127.0.0.1:3000/ws"
 
 
+@pytest.mark.parametrize("config", [5, 0, {"url": "ws://user:secret@host/ws"}, ClientConfig])
+def test_what_is_no_configuration_is_refused_with_what_was_expected(config: Any) -> None:
+    expected = f"expected a URL, a ClientConfig or None, got {type(config).__name__}"
+
+    with pytest.raises(SettingsError, match=f"^{expected}$"):
+        EventBusClient(config)
+
+
 def test_a_configuration_is_not_changed_after_the_fact() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ClientConfig().url = "ws://elsewhere"  # type: ignore[misc]
