@@ -432,6 +432,20 @@ async def test_a_connection_that_is_not_started_is_refused(bus: EventBus) -> Non
         await bus.publish_txn(connection, "a", 1)
 
 
+@on_sqlite
+async def test_a_session_that_cannot_tell_its_bind_is_refused_with_what_to_pass(
+    bus: EventBus, watched: Watched, sync_engine: Engine
+) -> None:
+    async with AsyncSession(binds={User: bus.engine}) as session:
+        with pytest.raises(InvalidInput, match=r"bind_arguments.* await"):
+            await bus.publish_txn(session, "a", 1)
+        await bus.publish_txn(await session.connection(bind_arguments={"mapper": User}), "a", 2)
+        await session.commit()
+    with Session(binds={User: sync_engine}) as sync_session, pytest.raises(InvalidInput, match="bind_arguments"):
+        bus.publish_txn_sync(sync_session, "a", 3)
+    assert await watched(1) == [2]
+
+
 async def test_a_database_without_our_tables_refuses_with_an_error_of_ours(
     new_database: Callable[[str], str], bus: EventBus
 ) -> None:

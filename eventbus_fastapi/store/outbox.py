@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
@@ -64,7 +65,7 @@ class Outbox:
                 f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}"
             )
         try:
-            connection = transaction.connection() if isinstance(transaction, Session) else transaction
+            connection = _connection_of(transaction)
             _refuse_false_savepoint(connection)
             connection.execute(*self._sql.insert_draft(draft))
         except FAILURES as exc:
@@ -100,6 +101,18 @@ def _ring_outboxes(connection: DBAPIConnection | None, record: ConnectionPoolEnt
     """A pool has a connection back."""
     for outbox in record.info.pop(OUTBOXES, ()):
         outbox.ring()
+
+
+def _connection_of(transaction: Session | Connection) -> Connection:
+    if isinstance(transaction, Connection):
+        return transaction
+    try:
+        return transaction.connection()
+    except UnboundExecutionError as exc:
+        raise InvalidInput(
+            "expected a session with a bind for every statement, got one without; pass the connection that takes the "
+            'event: session.connection(bind_arguments={"mapper": …}), of an AsyncSession with await'
+        ) from exc
 
 
 def _commits_alone(connection: Connection) -> bool:
