@@ -314,6 +314,9 @@ class Node:
         for _ in range(SCAN_PAGES):
             async with self._reads:
                 scan = await self.store.read(after, self.settings.page_size)
+            if scan.first != after + 1:
+                # Retention may have been faster than we. `last_seq` stays: every match up to it will be looked at.
+                head = head._replace(first_seq=(await self.store.head()).first_seq)
             for message in scan.messages:
                 if not matcher.matches(message.topic):
                     continue
@@ -321,18 +324,11 @@ class Node:
                 size += len(message.body)
                 if len(found) == limit or size >= HISTORY_BYTES:
                     is_end = scan.is_last and message is scan.messages[-1]
-                    return await self._history_page(found, None if is_end else message.seq, head)
+                    return HistoryPage(found, None if is_end else message.seq, head.last_seq, head.first_seq)
             after = scan.scanned_to
             if scan.is_last:
-                return await self._history_page(found, None, head)
-        return await self._history_page(found, after, head)
-
-    async def _history_page(self, found: list[Message], next_after: int | None, head: Head) -> HistoryPage:
-        """The head is that of before the pages: every match up to it was looked at. What retention has removed is that
-        of after them: it may have been faster than we.
-        """
-        first_seq = (await self.store.head()).first_seq
-        return HistoryPage(found, next_after, head.last_seq, first_seq)
+                return HistoryPage(found, None, head.last_seq, head.first_seq)
+        return HistoryPage(found, after, head.last_seq, head.first_seq)
 
     # --- acknowledging ---
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from eventbus_fastapi.errors import InvalidPattern, NotFound, NotRunning, SubscriptionClosed
 from eventbus_fastapi.pipeline.node import SCAN_PAGES, Node
@@ -291,6 +292,19 @@ async def test_history_says_what_retention_has_removed_while_it_was_read(node: N
     page = await reading
     assert [message.seq for message in page.messages] == [7, 8, 9, 10]
     assert page.first_seq == 7
+
+
+async def test_a_page_of_history_without_a_hole_asks_for_the_head_once(node: Node) -> None:
+    await node.submit(drafts(10))
+    asked: list[str] = []
+    read_head = str(node.store.sql.read_head.compile(node.store.engine.sync_engine))
+    event.listen(
+        node.store.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: asked.append(statement),
+    )
+    assert (await node.history(["#"], 4, 100)).first_seq == 1
+    assert asked.count(read_head) == 1
 
 
 async def test_a_page_of_history_ends_where_it_is_large(node: Node) -> None:
