@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from eventbus_fastapi import codec
+from eventbus_fastapi.backoff import LONGEST
 from eventbus_fastapi.errors import InvalidEvent, NotRunning, PayloadTooLarge, quote
 from eventbus_fastapi.topics import check_topic
 
@@ -181,7 +182,7 @@ UNSET: Any = object()
 
 MAX_KEY = 255
 """Longest key, bytes."""
-MAX_DURATION = 100 * 366 * 86_400
+MAX_DURATION = LONGEST
 """Longest ttl or delay, seconds: about a century."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
