@@ -24,6 +24,10 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     ├── NotReady                the bus runs and cannot do its work now
     ├── ClientError             what `EventBusClient` reports of its connection
     │   └── ConnectionLost, ConnectionRefused, PublishBufferFull, RemoteError
+    ├── HandlerError            of one handler, in this process
+    │   ├── InvalidHandler      it cannot be registered
+    │   └── UndecodablePayload, HandlerTimeout, HandlerCancelled, InvalidOutcome
+    │                           how one of its attempts failed, beside what it raises itself
     └── SettingsError           a setting is unknown or has a value that cannot be used
 """
 
@@ -365,6 +369,69 @@ class RemoteError(ClientError):
         self.retry = bool(described.get("retry", False))
         self.retry_after = described.get("retry_after")
         super().__init__(str(described.get("message", self.code)))
+
+
+# --- handlers ------------------------------------------------------------------------------------
+
+
+class HandlerError(EventBusError):
+    """Something about one handler, in this process; `handler` is its group."""
+
+    code = "handler.failed"
+    handler: str
+
+
+class InvalidHandler(HandlerError):
+    """A handler or listener cannot be registered as it is. `chain` leads from it to the parameter that is meant."""
+
+    code = "handler.invalid"
+
+    def __init__(self, handler: str, reason: str, *, chain: Sequence[str] = (), kind: str = "handler") -> None:
+        self.handler, self.reason, self.chain = handler, reason, tuple(chain)
+        super().__init__(": ".join((f"{kind} {quote(handler)}", *[" → ".join(chain)] * bool(chain), reason)))
+
+
+class UndecodablePayload(HandlerError):
+    """The payload of an event is not what a handler takes: no attempt is of use before one of them is changed."""
+
+    code = "handler.undecodable"
+
+    def __init__(self, handler: str, reason: str) -> None:
+        self.handler, self.reason = handler, reason
+        super().__init__(reason)
+
+
+class HandlerTimeout(HandlerError):
+    """A handler did not end within its `timeout`, and was cancelled."""
+
+    code = "handler.timeout"
+
+    def __init__(self, handler: str, timeout: float) -> None:
+        self.handler, self.timeout = handler, timeout
+        super().__init__(f"handler {quote(handler)} did not end within {timeout:,g} seconds")
+
+
+class HandlerCancelled(HandlerError):
+    """A handler was cancelled from within: something that it waited for was cancelled, by nobody of the bus."""
+
+    code = "handler.cancelled"
+
+    def __init__(self, handler: str) -> None:
+        self.handler = handler
+        super().__init__(f"handler {quote(handler)} ended as cancelled: something that it waited for was")
+
+
+class InvalidOutcome(HandlerError):
+    """A handler returned something that is no outcome. It did its work, so it is not called again."""
+
+    code = "handler.outcome"
+
+    def __init__(self, handler: str, returned: object) -> None:
+        self.handler = handler
+        came = f"the class {returned.__name__}" if isinstance(returned, type) else type(returned).__name__
+        super().__init__(
+            f"handler {quote(handler)} returned {came}; expected None (ack), Retry(…), Snooze(…) or Discard(…)"
+        )
 
 
 # --- settings ------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from eventbus_fastapi.errors import (
     BatchTooLarge,
     ClientError,
     EventBusError,
+    HandlerError,
+    HandlerTimeout,
+    InvalidHandler,
     InvalidInput,
     InvalidTopic,
     LogGap,
@@ -30,10 +33,10 @@ PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 
 ALL = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, EventBusError)]
 """Every class of the tree."""
-FAMILIES = {EventBusError, InvalidInput, ProtocolError, ClientError}
+FAMILIES = {EventBusError, InvalidInput, ProtocolError, ClientError, HandlerError}
 """Classes that are caught and never raised."""
 CONCRETE = [each for each in ALL if each not in FAMILIES]
-STAYS_HERE = (ClientError, SettingsError, LogGap)
+STAYS_HERE = (ClientError, HandlerError, SettingsError, LogGap)
 """What never leaves the process: on the wire a gap is a frame of its own."""
 
 ARGUMENTS: dict[type[EventBusError], tuple[Any, ...]] = {
@@ -46,6 +49,11 @@ ARGUMENTS: dict[type[EventBusError], tuple[Any, ...]] = {
     errors.BinaryFrame: (),
     errors.LogGap: (1, 5, "retention"),
     errors.NotReady: (["the listener is not alive"],),
+    errors.InvalidHandler: ("shop.send", "there is no parameter for the event"),
+    errors.UndecodablePayload: ("shop.send", "payload does not fit Order: id: Field required"),
+    errors.HandlerTimeout: ("shop.send", 1.5),
+    errors.HandlerCancelled: ("shop.send",),
+    errors.InvalidOutcome: ("shop.send", {}),
     errors.RemoteError: ({"code": "topic.invalid", "status": 422, "message": "no", "retry": False},),
 }
 """How to make those that are made from facts; the others are made from a message."""
@@ -117,6 +125,10 @@ def test_messages_are_built_from_facts() -> None:
     )
     assert str(BatchTooLarge(1_001, 1_000)) == "batch has 1,001 events, limit is 1,000 (EVENTBUS_MAX_BATCH)"
     assert str(InvalidTopic("orders.", "segment 2 is empty")) == "invalid topic 'orders.': segment 2 is empty"
+    assert str(HandlerTimeout("shop.send", 300)) == "handler 'shop.send' did not end within 300 seconds"
+    assert str(InvalidHandler("shop.send", "no", chain=("db=Depends(get_db)", "url: str"))) == (
+        "handler 'shop.send': db=Depends(get_db) → url: str: no"
+    )
     assert str(LogGap(1, 5, "retention")) == "events 1 to 5 are not available (retention)"
     assert str(LogGap(0, 0, "epoch")) == "the log was made anew; what is read now is its beginning (epoch)"
 
