@@ -20,6 +20,8 @@ import pymysql
 import pytest
 from psycopg import sql
 from sqlalchemy import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
 
 KINDS = ("sqlite", "postgresql", "mysql")
 """Every database that what must hold everywhere is tested on; also the ids of the parametrised tests."""
@@ -175,6 +177,13 @@ def _postgresql_url() -> Iterator[str]:
         yield url
     finally:
         server.cleanup()
+
+
+def in_use(engine: AsyncEngine) -> int:
+    """Return how many connections of an engine are lent."""
+    pool = engine.sync_engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedout()
 
 
 def _unavailable(reason: str) -> NoReturn:

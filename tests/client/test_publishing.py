@@ -320,8 +320,8 @@ async def test_publishes_that_wait_together_share_a_frame(server: ScriptedServer
     publishes = publishing(client, *range(50))
     await eventually(lambda: client._session.has_frame())
     peer = await server.welcome()
-    text = await peer.socket.recv()
-    assert text.count('"publish"' if isinstance(text, str) else b'"publish"') == 50  # type: ignore[arg-type]
+    text = await peer.socket.recv(decode=True)
+    assert text.count('"publish"') == 50
     for publish in publishes:
         publish.cancel()
     await asyncio.wait(publishes)

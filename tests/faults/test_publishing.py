@@ -106,8 +106,7 @@ async def test_one_message_id_from_twenty_connections_is_one_event(standing: Sta
         return answer.json()["seq"], answer.json()["duplicate"]
 
     async def over_a_socket(number: int) -> tuple[int, bool]:
-        offered = {"subprotocols": [V1]} if number % 2 else {}
-        async with connect(standing.node.ws, proxy=None, **offered) as socket:  # type: ignore[arg-type]
+        async with connect(standing.node.ws, proxy=None, subprotocols=[V1] if number % 2 else None) as socket:
             event = {"topic": topic, "payload": number, "message_id": message_id}
             await socket.send(json.dumps({"type": "publish", "id": 1, "data": event}))
             while (answer := json.loads(await socket.recv()))["type"] != "ok":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.publisher import Publisher
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store, open_store
+from tests.conftest import OpenBus
 from tests.drafts import draft, drafts
 
 
@@ -225,9 +226,9 @@ async def test_a_commit_that_is_cut_off_answers_its_callers(publisher: Publisher
 
 @pytest.mark.databases("sqlite", "postgresql", "mysql")
 async def test_concurrent_publishes_share_commits_on_every_database(
-    open_bus: Callable[..., object], own_tables: dict[str, str]
+    open_bus: OpenBus, own_tables: dict[str, str]
 ) -> None:
-    bus = await open_bus()  # type: ignore[misc]
+    bus = await open_bus()
     commits: list[int] = []
     publisher = Publisher(bus.node.store, lambda appended: commits.append(appended.last_seq))
     publisher.open()

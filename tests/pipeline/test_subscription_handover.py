@@ -69,7 +69,7 @@ async def test_every_reader_sees_what_matches_once_and_in_order(open_bus: OpenBu
 
     async def read(number: int) -> tuple[list[str], int, list[tuple[int, str]]]:
         own = random.Random(seed * 1_000 + number)
-        await asyncio.sleep(own.random() * 0.2)
+        await asyncio.sleep(own.random() * 0.2)  # each begins at another moment
         bus, patterns = own.choice(buses), own.choice(PATTERNS)
         starts: tuple[Start, ...] = ("now", "earliest", own.randrange(EVENTS))
         start = own.choice(starts)

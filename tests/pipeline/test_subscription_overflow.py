@@ -12,6 +12,7 @@ from eventbus_fastapi.pipeline.dispatcher import MESSAGE_OVERHEAD
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Overflow
+from tests.databases import in_use
 from tests.drafts import draft, drafts
 from tests.pipeline.conftest import OpenNode
 from tests.pipeline.reading import CaughtUp, Gap, read_seqs, take_until
@@ -255,4 +256,4 @@ async def test_readers_in_history_do_not_hinder_each_other_or_publishers(open_no
     async with asyncio.timeout(5):
         await node.submit([draft()])
         assert await read_seqs(await node.subscribe(["#"], "earliest"), 101) == list(range(1, 102))
-    assert node.store.engine.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert in_use(node.store.engine) == 0

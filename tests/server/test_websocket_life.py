@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.databases import in_use
 from tests.server.sockets import IMPLEMENTATIONS, Peer, ServedBus, serving_bus
 from tests.waiting import eventually
 
@@ -188,7 +189,7 @@ async def test_no_socket_holds_a_database_connection(served: ServedBus) -> None:
             await client.send("subscribe", id=2, pattern="#")
             await client.next_of("ok")
 
-        assert await eventually(lambda: served.bus.engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
+        assert await eventually(lambda: in_use(served.bus.engine) == 0)
 
 
 async def test_a_stopping_server_tells_its_clients_to_come_back(tmp_path: Path) -> None:

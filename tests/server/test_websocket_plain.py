@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -88,7 +89,7 @@ async def test_acks_sent_just_before_the_end_still_count(served: ServedBus) -> N
 
     for receipt in receipts:
         assert receipt.seq is not None
-        await eventually(lambda seq=receipt.seq: _is_processed(served, seq))  # type: ignore[misc]
+        await eventually(partial(_is_processed, served, receipt.seq))
 
 
 async def test_publishes_sent_just_before_the_end_are_stored(served: ServedBus) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventbus_fastapi.errors import SchemaOutdated, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Ack, Outbox, Store, create_engine, create_session_engine
 from eventbus_fastapi.store.engines import BEGIN
+from tests.databases import in_use
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 from tests.store.servers import end_sessions, unreachable
@@ -36,12 +36,6 @@ async def head_lock(store: Store) -> AsyncIterator[AsyncConnection]:
             await connection.execute(store.sql.lock_head)
             yield connection
     await engine.dispose()
-
-
-def in_use(engine: AsyncEngine) -> int:
-    pool = engine.sync_engine.pool
-    assert isinstance(pool, QueuePool)
-    return pool.checkedout()
 
 
 # --- starting ------------------------------------------------------------------------------------

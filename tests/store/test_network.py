@@ -112,7 +112,7 @@ async def test_a_bus_stops_in_time_while_its_database_is_silent(network: tuple[d
     await bus.publish("a", 1)
     proxy.freeze()
     publishing = asyncio.create_task(bus.publish("a", 2))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # it waits for the database now
     async with asyncio.timeout(15):
         await bus.stop()
     with pytest.raises(StoreUnavailable):

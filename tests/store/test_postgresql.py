@@ -66,6 +66,11 @@ def sessions(url: str) -> list[tuple[str, str]]:
         return [(row.state, row.query) for row in rows]
 
 
+def channel_of(bus: EventBus) -> str:
+    assert isinstance(bus.node.store, PostgreSQLStore)
+    return bus.node.store.channel
+
+
 def listeners(url: str) -> int:
     return sum(query.startswith("LISTEN") for _, query in sessions(url))
 
@@ -140,7 +145,7 @@ async def test_other_nodes_are_told_of_what_a_sequencer_moved(open_bus: OpenBus)
 
 async def test_a_transaction_of_the_programs_own_never_notifies(url: str, open_bus: OpenBus) -> None:
     sender = EventBus(settings=Settings(database_url=url))  # not started: it has no sequencer
-    channel = sender.node.store.channel  # type: ignore[attr-defined]
+    channel = channel_of(sender)
     listening = psycopg.connect(as_sync(url).replace("+psycopg", ""), autocommit=True)
     listening.execute(f"LISTEN {channel}")
     for _ in range(3):
@@ -157,7 +162,7 @@ async def test_a_transaction_of_the_programs_own_never_notifies(url: str, open_b
 async def test_a_batch_is_one_notification(url: str, open_bus: OpenBus) -> None:
     bus = await open_bus(poll_interval=NEVER)
     listening = psycopg.connect(as_sync(url).replace("+psycopg", ""), autocommit=True)
-    channel = bus.node.store.channel  # type: ignore[attr-defined]
+    channel = channel_of(bus)
     listening.execute(f"LISTEN {channel}")
     await bus.publish_many([("a", number) for number in range(500)])
     assert heard(listening, channel) == 1
@@ -274,7 +279,7 @@ async def test_an_idle_listening_connection_that_lives_is_kept(
 async def test_poll_only_holds_no_listening_connection_and_sends_no_notification(url: str, open_bus: OpenBus) -> None:
     bus = await open_bus(poll_only=True, poll_interval=0.02)
     listening = psycopg.connect(as_sync(url).replace("+psycopg", ""), autocommit=True)
-    channel = bus.node.store.channel  # type: ignore[attr-defined]
+    channel = channel_of(bus)
     listening.execute(f"LISTEN {channel}")
     await bus.publish("a", 1)
     async with AsyncSession(bus.engine) as session, session.begin():
@@ -393,7 +398,7 @@ async def test_buses_in_two_schemas_of_a_database_are_apart(url: str) -> None:
         buses.append(EventBus(settings=settings))
     one, two = buses
     async with one, two:
-        assert one.node.store.channel != two.node.store.channel  # type: ignore[attr-defined]
+        assert channel_of(one) != channel_of(two)
         await one.publish_many([("a", 1), ("a", 2)])
         assert (await two.publish("a", 3)).seq == 1
         async with AsyncSession(two.engine) as session, session.begin():
