@@ -70,7 +70,7 @@ class PostgreSQLStore(Store):
         self._node = secrets.token_hex(8)  # names this store in its notifications: it need not hear itself
         self._fast = FastStatements(self.tables, self.channel if self.has_listener else None, self._node)
         self._is_asyncpg = engine.dialect.driver == "asyncpg"
-        self._driver_failures = _driver_failures(engine.dialect.driver)
+        self._driver_failures = _driver_failures(engine)
         self._texts = {
             statement: _Text(statement, engine)
             for statement in (self._fast.append_alone, self.sql.read_small, self.sql.read_log, self.sql.sizes_of_log)
@@ -265,13 +265,16 @@ class _Text:
         return [self._text, *values]
 
 
-def _driver_failures(driver: str) -> tuple[type[Exception], ...]:
-    """Return what the driver itself raises; it is there if an engine uses it."""
-    if driver == "asyncpg":
+def _driver_failures(engine: AsyncEngine) -> tuple[type[Exception], ...]:
+    """Return what the driver itself raises, and its pool where SQLAlchemy does not translate; it is there if an engine
+    uses it.
+    """
+    if engine.dialect.driver == "asyncpg":
         import asyncpg
 
+        adapted: type[Exception] = engine.dialect.loaded_dbapi.Error
         # The last: the server has said goodbye on an idle connection and not hung up yet.
-        return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
+        return (adapted, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
     import psycopg
 
     return (psycopg.Error, OSError)

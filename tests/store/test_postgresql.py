@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from eventbus_fastapi.bus import EventBus
-from eventbus_fastapi.errors import SettingsError
+from eventbus_fastapi.errors import SettingsError, StoreError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Ack, migrations
 from eventbus_fastapi.store import create_engine as create_bus_engine
@@ -328,6 +328,22 @@ async def test_a_number_in_the_url_is_one_to_the_driver(url: str, open_bus: Open
 def test_an_option_in_the_url_that_has_to_be_a_number_is_named() -> None:
     with pytest.raises(SettingsError, match=r"statement_cache_size in the database URL must be a number, got 'no'"):
         EventBus("postgresql+asyncpg://localhost/app?statement_cache_size=no")
+
+
+async def test_a_server_that_lets_nobody_in_is_an_error_of_the_store(url: str, open_bus: OpenBus) -> None:
+    bus = await open_bus(poll_interval=NEVER)
+    name = make_url(url).database
+    postgres = make_url(url).set(database="postgres").render_as_string(hide_password=False)
+    with administrator(postgres) as connection:
+        connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+        condition = text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name")
+        connection.execute(condition, {"name": name})
+        with pytest.raises(StoreError):
+            await bus.publish("a", 1)
+        with pytest.raises(StoreError):
+            await bus.node.store.read(0, 1)
+        connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+    assert (await bus.publish("a", 1)).seq == 1
 
 
 # --- connections ---------------------------------------------------------------------------------
