@@ -15,6 +15,8 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported,
     │       UnknownSubprotocol, LostHeartbeat
     ├── NotFound                no such event
+    ├── GroupNotFound           no such group
+    ├── LeaseLost               what is to be settled is no longer the caller's
     ├── StoreError              the database did not do it
     │   └── StoreUnavailable (retry), SchemaOutdated
     ├── SubscriptionClosed      a subscription has ended
@@ -245,6 +247,27 @@ class NotFound(EventBusError):
 
     code = "event.not_found"
     status = 404
+
+
+class GroupNotFound(EventBusError):
+    """No group has this name."""
+
+    code = "group.not_found"
+    status = 404
+
+
+class LeaseLost(EventBusError):
+    """The events are no longer the caller's: their lease ended, and they are another's, or the group was reset. What
+    was to be settled has not changed.
+    """
+
+    code = "lease.lost"
+    status = 409
+
+    def __init__(self, seqs: Sequence[int]) -> None:
+        self.seqs = sorted(seqs)
+        shown = ", ".join(map(str, self.seqs[:10])) + (", …" if len(self.seqs) > 10 else "")
+        super().__init__(f"no longer held: {shown}")
 
 
 class StoreError(EventBusError):

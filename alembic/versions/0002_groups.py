@@ -46,7 +46,7 @@ def upgrade(op: Operations, prefix: str, schema: str | None) -> None:
         sa.Column("until", sa.BigInteger(), nullable=False),
         sa.Column("first_seq", sa.BigInteger(), nullable=False),
         sa.Column("pending", sa.Text(), nullable=False),
-        sa.Column("keys", _long_text()),
+        sa.Column("key_seqs", _long_text()),
         sa.PrimaryKeyConstraint("token"),
     )
     create.index("lease", "group_id", columns=["group_id", "until"])

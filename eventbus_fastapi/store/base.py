@@ -35,6 +35,7 @@ from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.engines import close_engine
+from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query
 
@@ -94,6 +95,7 @@ class Store(LogReader):
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
+        self.groups = Groups(self)
         self._renew_locks()
 
     def _renew_locks(self) -> None:

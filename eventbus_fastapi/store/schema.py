@@ -178,7 +178,7 @@ class Tables:
             Column("until", BigInteger, nullable=False),
             Column("first_seq", BigInteger, nullable=False),  # the smallest that is not settled: retention waits for it
             Column("pending", Text, nullable=False),  # see `seqs`
-            Column("keys", _long_text()),  # of a group ordered by key: a JSON object of the seq of each key
+            Column("key_seqs", _long_text()),  # of a group ordered by key: a JSON object of the seq of each key
             **options,
         )
         Index(f"{prefix}lease_group_id", self.lease.c.group_id, self.lease.c.until)

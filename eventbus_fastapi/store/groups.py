@@ -1,0 +1,679 @@
+"""The groups of a log: how far each has read, what of it is in flight, what waits for another attempt, what is dead.
+
+A group is a cursor. To claim, a node moves the cursor from where it believes it to be to the last event that it takes,
+and writes one lease with the seqs that match; whoever finds the cursor elsewhere takes nothing. So no two nodes ever
+hold the same event, nothing is written per event, and publishing is not touched.
+
+    claimed ──▶ lease ──settle──▶ gone (acked or discarded)
+                  │ expires, or an event of it is to be tried again
+                  ▼
+                retry ──hold──▶ held ──settle──▶ gone | retry again | dead letter
+                  ▲               │ expires: the attempt was lost
+                  └───────────────┘
+
+A lease carries a token, and a retry that is held does; whoever settles or renews names it. Once somebody else has taken
+over, the token is another, and the old one changes nothing. An attempt is counted when it begins, so an event that
+kills its process ends as a dead letter, too. All times are the database's.
+
+In a group that is ordered by key, an event whose key is in flight or waits goes to the retries with no attempt begun,
+and of each key only the first that is not settled is handed out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventbus_fastapi.errors import GroupNotFound, LeaseLost, quote
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
+from eventbus_fastapi.store.reader import LogReader
+from eventbus_fastapi.store.seqs import decode_seqs, encode_seqs
+
+OrderedBy = Literal["key"]
+
+RESCUED = 10
+"""Expired leases that one transaction turns into retries."""
+MOST_LOSSES = 2
+"""After so many attempts in a row that ended without a word, an event is handed out alone: it may be what kills those
+who hold it, and its neighbours' attempts would be counted with its own."""
+MOST_ERRORS = 20
+"""Errors of an event that are kept, the newest."""
+
+
+class Group(NamedTuple):
+    """A durable reader of the log."""
+
+    id: int
+    name: str
+    patterns: tuple[str, ...]
+    cursor: int
+    """The last seq that was claimed, or passed over because it did not match."""
+    ordered_by: OrderedBy | None
+    max_attempts: int
+    """Attempts after which an event becomes a dead letter."""
+    is_paused: bool
+    lost: int
+    """Events that retention removed before the group had read them."""
+
+
+class Figures(NamedTuple):
+    """How a group is doing."""
+
+    lag: int
+    """Events of the log, matching or not, that it has not looked at."""
+    lag_seconds: float
+    """How long the oldest of them has been in the log."""
+    in_flight: int
+    retries: int
+    """Events that wait for another attempt."""
+    dead: int
+
+
+class Claim(NamedTuple):
+    """What a node holds of a range: settle all of `seqs` under the token, before the lease ends or renewing it."""
+
+    token: UUID
+    seqs: tuple[int, ...]
+
+
+class Held(NamedTuple):
+    """An event that is handed out for another attempt."""
+
+    message: Message
+    attempt: int
+    """The number of this attempt; 1 where none had begun before."""
+    token: UUID
+    errors: list[dict[str, Any]]
+    """What went wrong before, oldest first."""
+
+
+class Again(NamedTuple):
+    """An event that is to be tried again."""
+
+    seq: int
+    attempt: int
+    """Attempts that count so far."""
+    delay: int
+    """Microseconds from now."""
+    errors: list[dict[str, Any]]
+
+
+class Death(NamedTuple):
+    """An event that is given up."""
+
+    seq: int
+    attempt: int
+    errors: list[dict[str, Any]]
+
+
+class Settlement(NamedTuple):
+    """What has become of events that one token holds."""
+
+    group_id: int
+    token: UUID
+    done: Sequence[int] = ()
+    """Seqs that were acked or discarded."""
+    again: Sequence[Again] = ()
+    dead: Sequence[Death] = ()
+    pending: Sequence[int] | None = None
+    """Of a claim: the seqs that are still held after this. None: the token is that of a retry."""
+
+    @property
+    def seqs(self) -> list[int]:
+        return [*self.done, *(item.seq for item in self.again), *(item.seq for item in self.dead)]
+
+
+class HeldRetry(NamedTuple):
+    """A retry that a token holds."""
+
+    group_id: int
+    seq: int
+    token: UUID
+
+
+class Look(NamedTuple):
+    """What a group has to do besides reading on."""
+
+    group_id: int
+    lease_ends: int | None
+    retry_due: int | None
+    now: int
+
+
+class DeadLetter(NamedTuple):
+    """An event that its group has given up."""
+
+    id: int
+    message: Message
+    attempt: int
+    errors: list[dict[str, Any]]
+    died_at: int
+
+
+class Groups:
+    """See the module's docstring."""
+
+    def __init__(self, store: LogReader) -> None:
+        self._store = store
+        self._sql = GroupStatements(store.tables)
+
+    # --- groups ---
+
+    async def ensure(
+        self,
+        name: str,
+        patterns: Sequence[str],
+        *,
+        after: int,
+        ordered_by: OrderedBy | None = None,
+        max_attempts: int = 10,
+        is_declared: bool = False,
+    ) -> Group:
+        """Return the group of this name; make it, reading after a seq, if there is none.
+
+        One that exists keeps its place. `is_declared`: it takes over the patterns and the rest as given here.
+        """
+        values = {
+            "patterns": json.dumps(list(patterns)),
+            "ordered_by": ordered_by,
+            "max_attempts": max_attempts,
+        }
+        if await self._read(name) is None:
+            await self._add({"name": name, "cursor": after, **values})
+        group = await self.get(name)
+        wanted = (tuple(patterns), ordered_by, max_attempts)
+        if is_declared and wanted != (group.patterns, group.ordered_by, group.max_attempts):
+            await self._execute(self._sql.declare_group, {"group_id": group.id, **values})
+            group = await self.get(name)
+        return group
+
+    async def get(self, name: str) -> Group:
+        """Return a group.
+
+        Raises:
+            GroupNotFound: there is none of this name.
+        """
+        group = await self._read(name)
+        if group is None:
+            raise GroupNotFound(f"no group {quote(name)}")
+        return group
+
+    async def get_by_id(self, group_id: int) -> Group:
+        """Return a group as it is now.
+
+        Raises:
+            GroupNotFound: it was deleted.
+        """
+        async with self._store._translated(), self._store._reader() as connection:
+            row = (await connection.execute(self._sql.read_group_by_id, {"group_id": group_id})).first()
+        if row is None:
+            raise GroupNotFound("the group was deleted")
+        return _group(row)
+
+    async def all(self) -> list[Group]:
+        async with self._store._translated(), self._store._reader() as connection:
+            return [_group(row) for row in await connection.execute(self._sql.read_groups)]
+
+    async def figures(self, group: Group) -> Figures:
+        """Return how a group is doing."""
+        parameters = {"group_id": group.id}
+        async with self._store._translated(), self._store._reader() as connection:
+            row = (await connection.execute(self._sql.figures, parameters)).first()
+            pendings = (await connection.execute(self._sql.pendings, parameters)).scalars().all()
+        if row is None:
+            raise GroupNotFound(f"no group {quote(group.name)}")
+        in_flight = sum(len(decode_seqs(pending)) for pending in pendings)
+        return Figures(row[0], max(0, row[1] or 0) / 1_000_000, in_flight + row[3], row[2], row[4])
+
+    async def pause(self, name: str) -> None:
+        """Hand out nothing more of a group; what is in flight may be settled."""
+        await self._execute(self._sql.pause_group, {"group_id": (await self.get(name)).id})
+
+    async def resume(self, name: str) -> None:
+        """End a pause."""
+        await self._execute(self._sql.resume_group, {"group_id": (await self.get(name)).id})
+
+    async def reset(self, name: str, after: int) -> None:
+        """Have a group read from after a seq. What is in flight or waits for a retry is forgotten, and whoever holds it
+        cannot settle it any more; dead letters stay.
+        """
+        group_id = (await self.get(name)).id
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(self._sql.move_group, {"group_id": group_id, "cursor": after})
+            for statement in self._sql.drop_leases:
+                await connection.execute(statement, {"group_id": group_id})
+
+        await self._store.transact(work)
+
+    async def delete(self, name: str) -> None:
+        """Forget a group with all it has in flight, its retries and its dead letters."""
+        group_id = (await self.get(name)).id
+
+        async def work(connection: AsyncConnection) -> None:
+            for statement in self._sql.remove_group:
+                await connection.execute(statement, {"group_id": group_id})
+
+        await self._store.transact(work)
+
+    async def floor(self) -> int | None:
+        """Return the first seq that some group still needs of the log; None: there are no groups."""
+        async with self._store._translated(), self._store._reader() as connection:
+            unread, held = (await connection.execute(self._sql.floor)).one()
+        return min((seq for seq in (unread, held) if seq is not None), default=None)
+
+    # --- claiming ---
+
+    async def claim(
+        self, group: Group, messages: Sequence[Message], *, up_to: int, owner: str, lease: float
+    ) -> Claim | None:
+        """Move the cursor from where `group` has it to `up_to`, and hold what matches in between.
+
+        Returns the claim; of a group ordered by key, without what has to wait. None: the cursor is elsewhere, the
+        group is paused or gone, and nothing has changed.
+        """
+        token = uuid4()
+
+        async def work(connection: AsyncConnection) -> Claim | None:
+            parameters = {"group_id": group.id, "expected": group.cursor, "cursor": up_to}
+            if (await connection.execute(self._sql.move_cursor, parameters)).rowcount != 1:
+                return None
+            claimed = messages
+            if group.ordered_by is not None:
+                claimed = await self._hold_back(connection, group, messages)
+            seqs = tuple(message.seq for message in claimed)
+            if seqs:
+                await connection.execute(
+                    self._sql.add_lease,
+                    {
+                        "token": token,
+                        "group_id": group.id,
+                        "owner": owner,
+                        "first_seq": seqs[0],
+                        "pending": encode_seqs(seqs),
+                        "key_seqs": None if group.ordered_by is None else _keys(claimed),
+                        "duration": _micros(lease),
+                    },
+                )
+            return Claim(token, seqs)
+
+        return await self._store.transact(work)
+
+    async def _hold_back(
+        self, connection: AsyncConnection, group: Group, messages: Sequence[Message]
+    ) -> Sequence[Message]:
+        """Put those whose key is taken among the retries; return the others. The group's row is locked."""
+        blocked = await self._keys_in_flight(connection, group.id)
+        blocked |= set((await connection.execute(self._sql.keys_of_retries, {"group_id": group.id})).scalars())
+        waiting = [message for message in messages if message.key in blocked]
+        if waiting:
+            await self._add_retries(
+                connection, group.id, [Again(message.seq, 0, 0, []) for message in waiting], losses=0
+            )
+        return [message for message in messages if message.key not in blocked]
+
+    async def _keys_in_flight(self, connection: AsyncConnection, group_id: int) -> set[str]:
+        keys: set[str] = set()
+        for pending, held in await connection.execute(self._sql.keys_of_leases, {"group_id": group_id}):
+            left = set(decode_seqs(pending))
+            keys.update(key for key, seqs in json.loads(held).items() if not left.isdisjoint(seqs))
+        return keys
+
+    async def hold_retries(self, group: Group, *, limit: int, owner: str, lease: float) -> list[Held]:
+        """Hold up to `limit` events whose next attempt is due. What has no attempt left becomes a dead letter."""
+        token = uuid4()
+
+        async def work(connection: AsyncConnection) -> list[Held]:
+            is_ordered = group.ordered_by is not None
+            row = (
+                await connection.execute(
+                    self._sql.lock_group if is_ordered else self._sql.read_group_by_id, {"group_id": group.id}
+                )
+            ).first()
+            if row is None or row.paused_at is not None:
+                return []
+            due = self._sql.due_heads if is_ordered else self._sql.due_retries
+            rows = (await connection.execute(due, {"group_id": group.id, "limit": limit})).all()
+            taken = await self._keys_in_flight(connection, group.id) if is_ordered and rows else set()
+            held: list[_Candidate] = []
+            dead: list[Death] = []
+            gone: list[int] = []
+            for row in rows:
+                if row.key in taken and row.key is not None:
+                    continue
+                candidate = _Candidate(row)
+                if candidate.has_expired:
+                    gone.append(row.seq)
+                elif candidate.attempt >= group.max_attempts:
+                    dead.append(Death(row.seq, candidate.attempt, candidate.errors))
+                elif candidate.losses >= MOST_LOSSES and held:
+                    continue
+                else:
+                    held.append(candidate)
+                    if candidate.losses >= MOST_LOSSES:
+                        break
+            await self._bury(connection, group.id, dead, is_retry=True)
+            await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
+            if held:
+                await connection.execute(
+                    self._sql.hold_retry,
+                    [
+                        {
+                            "of_group": group.id,
+                            "of_seq": candidate.message.seq,
+                            "held": token,
+                            "holder": owner,
+                            "duration": _micros(lease),
+                            "attempt": candidate.attempt + 1,
+                            "losses": candidate.losses,
+                            "errors": json.dumps(candidate.errors),
+                        }
+                        for candidate in held
+                    ],
+                )
+            return [Held(item.message, item.attempt + 1, token, item.errors) for item in held]
+
+        return await self._store.transact(work)
+
+    # --- settling ---
+
+    async def settle(self, settlements: Sequence[Settlement]) -> set[tuple[UUID, int]]:
+        """Write what has become of events, in one commit; return the (token, seq) that were no longer the holder's.
+
+        Nothing is changed for those.
+        """
+        ordered = sorted(settlements, key=lambda item: item.token)
+
+        async def work(connection: AsyncConnection) -> set[tuple[UUID, int]]:
+            stale = await self._settle_claims(connection, [item for item in ordered if item.pending is not None])
+            for item in ordered:
+                if item.pending is None:
+                    stale |= await self._settle_held(connection, item)
+            return stale
+
+        return await self._store.transact(work)
+
+    async def settle_in(self, connection: AsyncConnection, settlement: Settlement) -> None:
+        """Write it in a transaction of the caller's, with whatever else that does.
+
+        Raises:
+            LeaseLost: the events are no longer the holder's; the caller must roll back.
+        """
+        stale = (
+            await self._settle_held(connection, settlement)
+            if settlement.pending is None
+            else await self._settle_claims(connection, [settlement])
+        )
+        if stale:
+            raise LeaseLost([seq for _, seq in stale])
+
+    async def _settle_claims(
+        self, connection: AsyncConnection, settlements: Sequence[Settlement]
+    ) -> set[tuple[UUID, int]]:
+        if not settlements:
+            return set()
+        tokens = [item.token for item in settlements]
+        alive = set((await connection.execute(self._sql.lock_leases, {"tokens": tokens})).scalars())
+        live = [item for item in settlements if item.token in alive]
+        finished = [item.token for item in live if not item.pending]
+        shrunk = [
+            {"held": item.token, "left": encode_seqs(item.pending), "first": min(item.pending)}
+            for item in live
+            if item.pending
+        ]
+        if finished:
+            await connection.execute(self._sql.remove_leases, {"tokens": finished})
+        if shrunk:
+            await connection.execute(self._sql.shrink_lease, shrunk)
+        for item in live:
+            await self._add_retries(connection, item.group_id, item.again, losses=0)
+            await self._bury(connection, item.group_id, item.dead, is_retry=False)
+        return {(item.token, seq) for item in settlements if item.token not in alive for seq in item.seqs}
+
+    async def _settle_held(self, connection: AsyncConnection, item: Settlement) -> set[tuple[UUID, int]]:
+        seqs = item.seqs
+        rows = await connection.execute(self._sql.lock_retries, {"group_id": item.group_id, "seqs": seqs})
+        mine = {seq for seq, token in rows if token == item.token}
+        dead = [death for death in item.dead if death.seq in mine]
+        await self._bury(connection, item.group_id, dead, is_retry=True)
+        await self._remove_retries(
+            connection,
+            item.group_id,
+            [*(seq for seq in item.done if seq in mine), *(death.seq for death in dead)],
+        )
+        back = [again for again in item.again if again.seq in mine]
+        if back:
+            await connection.execute(
+                self._sql.put_back_retry,
+                [
+                    {
+                        "of_group": item.group_id,
+                        "of_seq": again.seq,
+                        "held": item.token,
+                        "attempt": again.attempt,
+                        "delay": again.delay,
+                        "errors": _errors(again.errors),
+                    }
+                    for again in back
+                ],
+            )
+        return {(item.token, seq) for seq in seqs if seq not in mine}
+
+    async def renew(self, tokens: Sequence[UUID], held: Sequence[HeldRetry], *, lease: float) -> set[UUID | HeldRetry]:
+        """Hold claims (by token) and retries (by group, seq and token) for `lease` seconds from now on; return what was
+        lost.
+        """
+        duration = _micros(lease)
+
+        async def work(connection: AsyncConnection) -> set[UUID | HeldRetry]:
+            alive: set[UUID | HeldRetry] = set()
+            if tokens:
+                await connection.execute(self._sql.renew_leases, {"tokens": list(tokens), "duration": duration})
+                alive.update((await connection.execute(self._sql.leases_alive, {"tokens": list(tokens)})).scalars())
+            if held:
+                await connection.execute(
+                    self._sql.renew_retry,
+                    [
+                        {"of_group": group_id, "of_seq": seq, "held": token, "duration": duration}
+                        for group_id, seq, token in sorted(held)
+                    ],
+                )
+                for group_id in {item.group_id for item in held}:
+                    seqs = [item.seq for item in held if item.group_id == group_id]
+                    rows = await connection.execute(self._sql.retries_alive, {"group_id": group_id, "seqs": seqs})
+                    alive.update(HeldRetry(group_id, seq, token) for seq, token in rows)
+            asked: list[UUID | HeldRetry] = [*tokens, *held]
+            return {item for item in asked if item not in alive}
+
+        return await self._store.transact(work)
+
+    # --- what was lost ---
+
+    async def look(self, group_ids: Sequence[int]) -> list[Look]:
+        """Return what there is to do for some groups besides reading on, seen without a lock."""
+        if not group_ids:
+            return []
+        async with self._store._translated(), self._store._reader() as connection:
+            rows = await connection.execute(self._sql.look, {"group_ids": list(group_ids)})
+            return [Look(*row) for row in rows]
+
+    async def rescue(self) -> set[int]:
+        """Turn what expired leases hold into retries that are due, of any group; return the groups' ids.
+
+        The attempt that was lost counts, and its loss is on record.
+        """
+
+        async def work(connection: AsyncConnection) -> set[int]:
+            rows = (await connection.execute(self._sql.expired_leases, {"limit": RESCUED})).all()
+            now = int((await connection.execute(self._store.sql.now)).scalar_one()) if rows else 0
+            for _, group_id, pending, owner in rows:
+                lost = [Again(seq, 1, 0, [_loss(1, owner, now)]) for seq in decode_seqs(pending)]
+                await self._add_retries(connection, group_id, lost, losses=1)
+            if rows:
+                await connection.execute(self._sql.remove_leases, {"tokens": [row.token for row in rows]})
+            return {row.group_id for row in rows}
+
+        return await self._store.transact(work)
+
+    async def pass_over(self, group: Group, first_seq: int) -> Group:
+        """Move a group that has not read all that retention removed to what is left, and count what it lost."""
+        count = max(0, first_seq - 1 - group.cursor)
+        parameters = {"group_id": group.id, "expected": group.cursor, "cursor": first_seq - 1, "count": count}
+        if count:
+            await self._execute(self._sql.count_lost, parameters)
+        return await self.get_by_id(group.id)
+
+    async def blocked_keys(self, group: Group, limit: int = 100) -> list[tuple[str, int, int]]:
+        """Return keys that wait for an event to be settled: the key, the seq of its first event, how many there are."""
+        async with self._store._translated(), self._store._reader() as connection:
+            rows = await connection.execute(self._sql.blocked_keys, {"group_id": group.id, "limit": limit})
+            return [(row[0], row[1], row[2]) for row in rows]
+
+    # --- dead letters ---
+
+    async def dead_letters(self, group: Group, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """Return dead letters in the order in which they died, those with an id after `after`."""
+        parameters = {"group_id": group.id, "after": after, "limit": limit}
+        async with self._store._translated(), self._store._reader() as connection:
+            rows = await connection.execute(self._sql.read_dead, parameters)
+            size = 1 + len(MESSAGE_FIELDS)
+            return [
+                DeadLetter(row[0], Message(*row[1:size]), row.attempt, json.loads(row.errors), row.died_at)
+                for row in rows
+            ]
+
+    async def revive(self, group: Group, seqs: Sequence[int]) -> int:
+        """Have dead letters tried again at once, with all their attempts; return how many there were."""
+
+        async def work(connection: AsyncConnection) -> int:
+            parameters = {"group_id": group.id, "seqs": list(seqs)}
+            await self._remove_retries(connection, group.id, seqs)
+            await connection.execute(self._sql.revive, parameters)
+            return (await connection.execute(self._sql.remove_dead, parameters)).rowcount
+
+        return await self._store.transact(work)
+
+    async def discard(self, group: Group, seqs: Sequence[int]) -> int:
+        """Forget dead letters; return how many there were."""
+        return await self._execute(self._sql.remove_dead, {"group_id": group.id, "seqs": list(seqs)})
+
+    # --- parts ---
+
+    async def _read(self, name: str) -> Group | None:
+        async with self._store._translated(), self._store._reader() as connection:
+            row = (await connection.execute(self._sql.read_group, {"name": name})).first()
+        return None if row is None else _group(row)
+
+    async def _add(self, values: dict[str, Any]) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(self._sql.add_group, values)
+
+        try:
+            await self._store.transact(work, is_optimistic=True)
+        except Collision:
+            return  # another node was faster
+
+    async def _execute(self, statement: Any, parameters: dict[str, Any]) -> int:
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(statement, parameters)).rowcount
+
+        return await self._store.transact(work)
+
+    async def _add_retries(
+        self, connection: AsyncConnection, group_id: int, items: Iterable[Again], *, losses: int
+    ) -> None:
+        rows = [
+            {
+                "group_id": group_id,
+                "seq": item.seq,
+                "attempt": item.attempt,
+                "losses": losses,
+                "delay": item.delay,
+                "errors": _errors(item.errors),
+            }
+            for item in items
+        ]
+        if rows:
+            await connection.execute(self._sql.add_retry, rows)
+
+    async def _remove_retries(self, connection: AsyncConnection, group_id: int, seqs: Sequence[int]) -> None:
+        if seqs:
+            await connection.execute(self._sql.remove_retries, {"group_id": group_id, "seqs": list(seqs)})
+
+    async def _bury(
+        self, connection: AsyncConnection, group_id: int, deaths: Sequence[Death], *, is_retry: bool
+    ) -> None:
+        """Write dead letters; one of an earlier life of the group is replaced."""
+        if not deaths:
+            return
+        seqs = [death.seq for death in deaths]
+        await connection.execute(self._sql.remove_dead, {"group_id": group_id, "seqs": seqs})
+        await connection.execute(
+            self._sql.bury_retry if is_retry else self._sql.bury_event,
+            [
+                {
+                    "group_id": group_id,
+                    "seq": death.seq,
+                    "attempt": death.attempt,
+                    "errors": _errors(death.errors),
+                }
+                for death in deaths
+            ],
+        )
+
+
+class _Candidate:
+    """A retry that is due, and what its last holder has left of it."""
+
+    def __init__(self, row: AnyRow) -> None:
+        size = len(MESSAGE_FIELDS)
+        now = row[-1]
+        self.message = Message(*row[:size])
+        self.has_expired = row.expires_at is not None and row.expires_at <= now
+        self.attempt: int = row.attempt
+        self.losses: int = row.losses
+        self.errors: list[dict[str, Any]] = json.loads(row.errors)
+        if row.token is not None:
+            self.losses += 1
+            self.errors.append(_loss(self.attempt, row.owner, now))
+
+
+def _loss(attempt: int, owner: str, now: int) -> dict[str, Any]:
+    """Return the record of an attempt whose holder was not heard of again."""
+    message = "the lease ended before the event was settled"
+    return {"attempt": attempt, "type": "LeaseLost", "message": message, "at": now, "node": owner}
+
+
+def _group(row: AnyRow) -> Group:
+    return Group(
+        row.id,
+        row.name,
+        tuple(json.loads(row.patterns)),
+        row.cursor,
+        row.ordered_by,
+        row.max_attempts,
+        row.paused_at is not None,
+        row.lost,
+    )
+
+
+def _keys(messages: Sequence[Message]) -> str:
+    keys: dict[str, list[int]] = {}
+    for message in messages:
+        if message.key is not None:
+            keys.setdefault(message.key, []).append(message.seq)
+    return json.dumps(keys)
+
+
+def _errors(errors: Sequence[dict[str, Any]]) -> str:
+    return json.dumps(errors[-MOST_ERRORS:])
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
