@@ -17,7 +17,8 @@ MAX_TRACEBACK = 4_000
 _MAX_FRAMES = 50
 """Most frames of one exception: an endless recursion has a thousand."""
 _MACHINERY = {
-    str(Path(__file__).with_name(name)) for name in ("executor.py", "dependencies.py", "target.py", "threads.py")
+    str(Path(__file__).with_name(f"{name}.py"))
+    for name in ("executor", "dependencies", "target", "threads", "timeouts")
 }
 """Files whose frames say nothing about the fault."""
 

@@ -22,6 +22,7 @@ from eventbus_fastapi.pipeline.dependencies import Overrides, Plan, Solver
 from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.outcome import ACK, Ack, Discard, Outcome, Result, Retry, Snooze, decide
 from eventbus_fastapi.pipeline.threads import Threads
+from eventbus_fastapi.pipeline.timeouts import Timeouts
 from eventbus_fastapi.settings import Settings
 
 
@@ -42,6 +43,7 @@ class Executor:
         self._node = node
         self._overrides = {} if overrides is None else overrides
         self._overridden: dict[Handler, tuple[Overrides, Plan]] = {}
+        self._timeouts = Timeouts()
         self._threads = Threads(threads)
         self._solver = Solver(self._threads)
         self._objects: dict[Handler, Any] = {}
@@ -57,7 +59,11 @@ class Executor:
                 await self._object(handler)
 
     def close(self) -> None:
-        """End the threads, each after what it does; those that hang are left to the end of the process."""
+        """End the threads, each after what it does; those that hang are left to the end of the process.
+
+        For when no handler runs any more.
+        """
+        self._timeouts.close()
         self._threads.close()
 
     async def execute(
@@ -113,17 +119,14 @@ class Executor:
     async def _call_within(
         self, timeout: float, handler: Handler, message: Message, attempt: int, session: AsyncSession | None
     ) -> Result:
+        limit = self._timeouts.within(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
-                result = await self._call(handler, message, attempt, session)
-        except Exception as exc:
-            # Also if something turned the cancellation into another error; the handler's own TimeoutError is its own.
-            if limit.expired():
-                raise HandlerTimeout(handler.group, timeout) from exc.__cause__ or exc
-            raise
-        if limit.expired():  # it caught the cancellation
-            raise HandlerTimeout(handler.group, timeout)
-        return result
+            with limit:
+                return await self._call(handler, message, attempt, session)
+        except TimeoutError as exc:
+            if limit.has_expired:
+                raise HandlerTimeout(handler.group, timeout) from exc.__cause__
+            raise  # the handler's own
 
     async def _call(self, handler: Handler, message: Message, attempt: int, session: AsyncSession | None) -> Result:
         target = handler.target

@@ -15,6 +15,7 @@ import pytest
 from fastapi import BackgroundTasks, Body, Depends, FastAPI, Header, Query, Request, Response, Security, WebSocket
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.ext.asyncio import AsyncSession
+from typing_extensions import TypeAliasType
 
 from eventbus_fastapi.errors import InvalidHandler
 from eventbus_fastapi.events import Message
@@ -306,6 +307,19 @@ async def test_the_bus_provides_the_message_the_attempt_and_its_settings() -> No
 
     await call(handle, attempt=3, settings=Settings(max_batch=11))
     assert seen == [ADA, 3, 11]
+
+
+MessageAlias = TypeAliasType("MessageAlias", Message)
+
+
+async def test_an_alias_is_what_it_stands_for() -> None:
+    seen: list[int] = []
+
+    async def handle(event: UserCreated, message: MessageAlias) -> None:
+        seen.append(message.seq)
+
+    await call(handle)
+    assert seen == [7]
 
 
 async def test_a_dependency_may_ask_for_what_the_bus_provides() -> None:
