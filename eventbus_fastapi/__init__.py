@@ -17,6 +17,7 @@ event has one integer `seq`, dense and final; whoever has seen seq n is never sh
 resumes after n sees every later match once, in order, or is told what is gone.
 """
 
+from eventbus_fastapi.backoff import Exponential, Fixed, Sequence
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import (
@@ -30,25 +31,37 @@ from eventbus_fastapi.errors import (
     StoreUnavailable,
 )
 from eventbus_fastapi.events import Draft, Event, Message, Receipt
+from eventbus_fastapi.pipeline.dependencies import Attempt, BusSession
+from eventbus_fastapi.pipeline.handlers import HandlerGroup
+from eventbus_fastapi.pipeline.outcome import Discard, Retry, Snooze
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 
 __all__ = [
+    "Attempt",
+    "BusSession",
     "ClientConfig",
     "ConnectionLost",
+    "Discard",
     "Draft",
     "Event",
     "EventBus",
     "EventBusClient",
     "EventBusError",
+    "Exponential",
+    "Fixed",
+    "HandlerGroup",
     "InvalidInput",
     "InvalidPayload",
     "LogGap",
     "Message",
     "NotFound",
     "Receipt",
+    "Retry",
+    "Sequence",
     "Settings",
     "SlowConsumer",
+    "Snooze",
     "StoreUnavailable",
     "Subscription",
 ]
