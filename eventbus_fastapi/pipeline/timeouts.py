@@ -45,7 +45,7 @@ class Timeouts:
         assert self._timer is not None
         now = max(loop.time(), self._timer.when())  # a loop may be early by its clock's resolution
         self._timer = None
-        for limit in tuple(self._running):
+        for limit in sorted(self._running, key=lambda limit: limit.until):
             if limit.until <= now:
                 limit.expire()
                 self._running.discard(limit)
