@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     auto_ack: bool = False
     """Mark an event processed as soon as it was sent to a WebSocket subscription. Defaults to False."""
 
+    # --- groups ---
+    lease: float = Field(30.0, ge=1)
+    """Seconds that a node may hold deliveries of a group without a word before others may take them; it renews them
+    meanwhile. Defaults to 30."""
+
     # --- connections ---
     heartbeat: float = Field(15.0, gt=0)
     """Seconds between heartbeats on an idle `eventbus.v1` connection. Defaults to 15."""

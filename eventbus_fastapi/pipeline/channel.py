@@ -156,6 +156,10 @@ class Live(Protocol):
     def head(self) -> int:
         """The log has reached at least this seq."""
 
+    @property
+    def position(self) -> int:
+        """Everything up to this seq was given to the channels."""
+
     def attach(self, reader: Reader, patterns: tuple[str, ...], position: int) -> Channel | None:
         """Join the channel of these patterns if nothing after `position` would be missed; else return None."""
 

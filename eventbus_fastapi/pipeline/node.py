@@ -25,6 +25,8 @@ from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.acknowledger import Acknowledger
 from eventbus_fastapi.pipeline.channel import Gap
+from eventbus_fastapi.pipeline.consumer import Consumer
+from eventbus_fastapi.pipeline.consumers import Consumers
 from eventbus_fastapi.pipeline.dispatcher import Dispatcher
 from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.pipeline.notifier import Notifier
@@ -34,6 +36,7 @@ from eventbus_fastapi.pipeline.sequencer import Sequencer
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
+from eventbus_fastapi.store.groups import OrderedBy
 from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ SCAN_PAGES = 10
 """Pages of the log that one request for history looks through at most before it answers with what it has."""
 HISTORY_BYTES = 1_048_576
 """Bytes of payloads after which an answer with history ends; the last event may exceed them."""
+DEFAULT_MAX_ATTEMPTS = 10
 STOP_GRACE = 10.0
 """Seconds that a stop waits for publishes already taken."""
 
@@ -83,6 +87,7 @@ class Node:
         self.acknowledger = Acknowledger(store)
         self.retention = Retention(store, settings)
         self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
+        self.consumers = Consumers(store.groups, open_subscription=self._open_for_group, lease=settings.lease)
         self._reads = asyncio.Semaphore(READS)
         self._subscriptions: set[Subscription] = set()
 
@@ -168,6 +173,7 @@ class Node:
 
     async def _stop(self) -> None:
         await self.publisher.close(STOP_GRACE)
+        await self.consumers.stop()
         for subscription in tuple(self._subscriptions):
             subscription.close()
         if self.notifier in self._running:
@@ -329,6 +335,39 @@ class Node:
             if scan.is_last:
                 return HistoryPage(found, None, head.last_seq, head.first_seq)
         return HistoryPage(found, after, head.last_seq, head.first_seq)
+
+    # --- groups ---
+
+    async def consume(
+        self,
+        name: str,
+        patterns: Sequence[str],
+        *,
+        start: Start = "now",
+        ordered_by: OrderedBy | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        is_declared: bool = False,
+    ) -> Consumer:
+        """Serve a group on this node, for one more who takes from it; `consumers.close` ends that.
+
+        A group that is not there is made, and reads from `start`; one that is keeps its place, and takes over the rest
+        as given here if `is_declared`.
+
+        Raises:
+            InvalidPattern: a pattern does not follow the grammar.
+            StoreUnavailable: the database is away.
+        """
+        self._require_running()
+        chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
+        after = await self._resolve(start, await self.store.head())
+        group = await self.store.groups.ensure(
+            name, chosen, after=after, ordered_by=ordered_by, max_attempts=max_attempts, is_declared=is_declared
+        )
+        self._require_running()
+        return self.consumers.open(group)
+
+    async def _open_for_group(self, patterns: Sequence[str], after: int) -> Subscription:
+        return await self.subscribe(patterns, after, include_processed=True, overflow="catch_up")
 
     # --- acknowledging ---
 

@@ -130,6 +130,18 @@ class Subscription:
         """True while it reads what the dispatcher gives out, False while it reads history."""
         return self._channel is not None
 
+    @property
+    def reached(self) -> int:
+        """Everything that matches, up to this seq, was handed out by `take`."""
+        for item in self._items:
+            if isinstance(item, Batch) and item.last_seq > 0:
+                return item.messages[0].seq - 1
+            if isinstance(item, Gap):
+                return item.first_seq - 1
+        if self._channel is None or self._next < self._channel.end:
+            return self.position
+        return max(self.position, self._live.position)
+
     # --- messages ---
 
     def __aiter__(self) -> Self:

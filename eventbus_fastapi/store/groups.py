@@ -138,9 +138,11 @@ class HeldRetry(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a group has to do besides reading on."""
+    """Where a group is, and what it has to do besides reading on."""
 
     group_id: int
+    cursor: int
+    is_paused: bool
     lease_ends: int | None
     retry_due: int | None
     now: int
@@ -501,7 +503,7 @@ class Groups:
             return []
         async with self._store._translated(), self._store._reader() as connection:
             rows = await connection.execute(self._sql.look, {"group_ids": list(group_ids)})
-            return [Look(*row) for row in rows]
+            return [Look(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
 
     async def rescue(self) -> set[int]:
         """Turn what expired leases hold into retries that are due, of any group; return the groups' ids.
@@ -647,7 +649,7 @@ class _Candidate:
 def _loss(attempt: int, owner: str, now: int) -> dict[str, Any]:
     """Return the record of an attempt whose holder was not heard of again."""
     message = "the lease ended before the event was settled"
-    return {"attempt": attempt, "type": "LeaseLost", "message": message, "at": now, "node": owner}
+    return {"attempt": attempt, "type": "LeaseLost", "message": message, "time": now, "node": owner}
 
 
 def _group(row: AnyRow) -> Group:

@@ -1,0 +1,357 @@
+"""A consumer: what this node does for one group. It takes events of the log for it, and hands them to whoever asks.
+
+    subscription ──▶ buffer ──claim──▶ deliveries ──▶ take() … settle()
+                                 ▲
+              retries that are due
+
+Events come from a subscription, as for any other reader, so a log is read once per node however many groups there are.
+Nothing of the buffer is the node's until a claim has moved the group's cursor over it; where another node was faster,
+what it took is dropped here. A take claims no more than it asks for.
+
+In a group that is ordered by key, one event of a key is out at a time; when it is to be tried again, those behind it
+go back to the store, where they wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from eventbus_fastapi.errors import EventBusError, NotRunning, SubscriptionClosed
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.bell import Bell
+from eventbus_fastapi.pipeline.channel import Batch, Gap
+from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
+from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
+from eventbus_fastapi.pipeline.settler import Settler
+from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.store.groups import Claim, Group, Groups, Look
+
+logger = logging.getLogger(__name__)
+
+BUFFER = 2_000
+"""Events that are read ahead of the claims."""
+LARGEST_CLAIM = 1_000
+PASS_OVER = 1_000
+"""Events that do not match after which the cursor is moved over them, though there is nothing to claim."""
+PASS_OVER_AFTER = 5.0
+"""Seconds after which it is moved over fewer."""
+
+OpenSubscription = Callable[[Sequence[str], int], Awaitable[Subscription]]
+
+
+class Consumer:
+    """See the module's docstring. Made by `Node.consume`; one per group and node, whoever takes from it."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        group: Group,
+        *,
+        open_subscription: OpenSubscription,
+        settler: Settler,
+        owner: str,
+        lease: float,
+    ) -> None:
+        self.group = group
+        """The group as this node knows it; its cursor is where the next claim begins."""
+        self._groups = groups
+        self._open = open_subscription
+        self._settler = settler
+        self._owner = owner
+        self._lease = lease
+        self._bell = Bell()
+        self._space = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._buffer: deque[Message] = deque()
+        self._ready: deque[Delivery] = deque()
+        self._behind: dict[str, deque[Delivery]] = {}
+        self._out: set[Delivery] = set()
+        self._subscription: Subscription | None = None
+        self._feeding: asyncio.Task[None] | None = None
+        self._filling: asyncio.Task[None] | None = None
+        self._ending: EventBusError | None = None
+        self._retry_at: float | None = 0.0  # in the loop's time; at first it is not known
+        self._passed_over_at = 0.0
+        self._is_claiming = False
+
+    # --- life ---
+
+    def start(self) -> None:
+        self._feeding = asyncio.create_task(self._feed(), name=f"eventbus-consumer-{self.group.name}")
+
+    async def close(self) -> None:
+        """End; what is held is given back by the settler, without an attempt counted."""
+        self._end(NotRunning("the consumer was closed"))
+        if self._feeding is not None:
+            self._feeding.cancel()
+            await asyncio.wait([self._feeding])
+        if self._filling is not None:
+            await asyncio.wait([self._filling])
+        for delivery in [*self._ready, *(each for behind in self._behind.values() for each in behind), *self._out]:
+            self._settler.settle(delivery, Release())
+        self._ready.clear()
+        self._behind.clear()
+        self._out.clear()
+
+    # --- deliveries ---
+
+    async def take(self, limit: int) -> list[Delivery]:
+        """Wait for events and hold up to `limit` of them for the group; return them.
+
+        Raises:
+            GroupNotFound: the group was deleted.
+            NotRunning: the consumer was closed.
+            StoreUnavailable: the database is away; take again.
+        """
+        limit = min(limit, LARGEST_CLAIM)
+        async with self._turn:
+            while True:
+                if self._ending is not None:
+                    raise self._ending
+                if self._has_work():
+                    await self._fill(limit)
+                if taken := self._take_ready(limit):
+                    return taken
+                if not self._has_work():
+                    await self._bell.wait(self._wait())
+
+    def settle(self, delivery: Delivery, settled: Settled) -> None:
+        """Take the outcome of a delivery; it is written soon."""
+        self._after(delivery, settled)
+        self._settler.settle(delivery, settled)
+
+    def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
+        """Take the outcome of a delivery; return a future that is set after the commit. See `Settler`."""
+        self._after(delivery, settled)
+        return self._settler.settle_and_tell(delivery, settled)
+
+    def forget(self, delivery: Delivery, settled: Settled) -> None:
+        """Its outcome was written in a transaction of somebody else's."""
+        self._after(delivery, settled)
+        self._settler.forget(delivery)
+
+    async def note(self, look: Look) -> None:
+        """Learn how the group is, every now and then."""
+        clock = asyncio.get_running_loop().time
+        if look.retry_due is not None:
+            self._expect_retry(clock() + (look.retry_due - look.now) / 1_000_000)
+        if look.is_paused != self.group.is_paused or (look.cursor != self.group.cursor and not self._is_claiming):
+            await self._look_again()
+        elif not self._buffer and not self._is_claiming and self._subscription is not None:
+            passed = self._subscription.reached - self.group.cursor
+            if passed >= PASS_OVER or (passed > 0 and clock() >= self._passed_over_at + PASS_OVER_AFTER):
+                self._passed_over_at = clock()
+                await self._claim([], self._subscription.reached)
+
+    # --- taking ---
+
+    def _take_ready(self, limit: int) -> list[Delivery]:
+        taken = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        taken = [delivery for delivery in taken if not delivery.is_lost]
+        self._out.update(taken)
+        return taken
+
+    def _has_work(self) -> bool:
+        if self._ready or self.group.is_paused:
+            return False
+        return bool(self._buffer) or self._is_retry_due()
+
+    def _is_retry_due(self) -> bool:
+        return self._retry_at is not None and self._retry_at <= asyncio.get_running_loop().time()
+
+    async def _fill(self, limit: int) -> None:
+        """Hold what is due or new.
+
+        Whoever waits for it may be cancelled while it commits; it goes on then, and what it brings is for the next.
+        """
+        if self._filling is None:
+            self._filling = asyncio.create_task(self._hold(limit), name=f"eventbus-claim-{self.group.name}")
+            self._filling.add_done_callback(self._note_filled)
+        await asyncio.shield(self._filling)
+
+    def _note_filled(self, filling: asyncio.Task[None]) -> None:
+        self._filling = None
+        if not filling.cancelled():
+            filling.exception()  # whoever still waits for it is told
+
+    async def _hold(self, limit: int) -> None:
+        if self._is_retry_due():
+            await self._hold_retries(limit)
+        if not self._ready and self._buffer:
+            await self._claim_new(limit)
+
+    async def _hold_retries(self, limit: int) -> None:
+        self._retry_at = None
+        held = await self._groups.hold_retries(self.group, limit=limit, owner=self._owner, lease=self._lease)
+        if held:
+            self._retry_at = 0.0  # there may be more
+        self._receive(
+            [
+                Delivery(
+                    item.message,
+                    group_id=self.group.id,
+                    token=item.token,
+                    attempt=item.attempt,
+                    errors=item.errors,
+                    is_retry=True,
+                )
+                for item in held
+            ]
+        )
+
+    async def _claim_new(self, limit: int) -> None:
+        while self._buffer and self._buffer[0].seq <= self.group.cursor:
+            self._buffer.popleft()  # another node has taken it
+        messages = [self._buffer[place] for place in range(min(limit, len(self._buffer)))]
+        if not messages:
+            self._space.set()
+            return
+        subscription = self._subscription
+        is_all = len(messages) == len(self._buffer) and subscription is not None
+        up_to = max(messages[-1].seq, subscription.reached) if is_all and subscription else messages[-1].seq
+        claim = await self._claim(messages, up_to)
+        if claim is not None:
+            held = set(claim.seqs)
+            self._receive(
+                [
+                    Delivery(message, group_id=self.group.id, token=claim.token)
+                    for message in messages
+                    if message.seq in held
+                ]
+            )
+            if len(held) < len(messages):
+                self._expect_retry(0.0)  # some wait for others of their keys
+
+    async def _claim(self, messages: Sequence[Message], up_to: int) -> Claim | None:
+        self._is_claiming = True
+        try:
+            claim = await self._groups.claim(self.group, messages, up_to=up_to, owner=self._owner, lease=self._lease)
+        finally:
+            self._is_claiming = False
+        if claim is None:
+            await self._look_again()
+            return None
+        self.group = self.group._replace(cursor=up_to)
+        for _ in messages:
+            self._buffer.popleft()
+        self._space.set()
+        return claim
+
+    async def _look_again(self) -> None:
+        """The group is not as this node knows it: learn how it is."""
+        before = self.group
+        try:
+            self.group = await self._groups.get_by_id(before.id)
+        except EventBusError as exc:
+            if exc.status == 404:
+                self._end(exc)
+            raise
+        subscription = self._subscription
+        if subscription is not None and (
+            self.group.cursor < before.cursor
+            or self.group.patterns != before.patterns
+            or self.group.cursor > subscription.position + BUFFER
+        ):
+            self._buffer.clear()
+            subscription.close()  # and read on from where the group is
+        while self._buffer and self._buffer[0].seq <= self.group.cursor:
+            self._buffer.popleft()
+        self._space.set()
+        self._bell.ring()
+
+    def _receive(self, deliveries: Sequence[Delivery]) -> None:
+        self._settler.hold(deliveries)
+        if self.group.ordered_by is None:
+            self._ready.extend(deliveries)
+            return
+        for delivery in deliveries:
+            key = delivery.message.key
+            if key is None:
+                self._ready.append(delivery)
+            elif key in self._behind:
+                self._behind[key].append(delivery)
+            else:
+                self._behind[key] = deque()
+                self._ready.append(delivery)
+
+    def _after(self, delivery: Delivery, settled: Settled) -> None:
+        """What the end of a delivery means for others."""
+        self._out.discard(delivery)
+        if isinstance(settled, Retry | Snooze):
+            self._expect_retry(asyncio.get_running_loop().time() + (settled.after or 0))
+        elif isinstance(settled, Release):
+            self._expect_retry(0.0)
+        if self.group.ordered_by is None or delivery.message.key is None:
+            return
+        behind = self._behind.pop(delivery.message.key, None)
+        if not behind:
+            self._expect_retry(0.0)  # others of its key may wait in the store
+            return
+        if isinstance(settled, Ack | Discard | Dead):
+            self._ready.append(behind.popleft())
+            self._behind[delivery.message.key] = behind
+            self._bell.ring()
+            return
+        for waiting in behind:
+            self._settler.settle(waiting, Release())
+
+    def _expect_retry(self, at: float) -> None:
+        if self._retry_at is None or at < self._retry_at:
+            self._retry_at = at
+            self._bell.ring()
+
+    def _wait(self) -> float | None:
+        if self._retry_at is None or self.group.is_paused:
+            return None
+        return max(0.0, self._retry_at - asyncio.get_running_loop().time())
+
+    # --- reading ---
+
+    async def _feed(self) -> None:
+        """Read ahead, from where the group is, until the end."""
+        while self._ending is None:
+            try:
+                async with await self._open(self.group.patterns, self.group.cursor) as subscription:
+                    self._subscription = subscription
+                    await self._read(subscription)
+            except SubscriptionClosed:
+                continue  # the group is elsewhere, or the node stops
+            except EventBusError as exc:
+                if not exc.retry or isinstance(exc, NotRunning):
+                    self._end(exc)
+                    return
+                logger.warning("group %s waits: %s", self.group.name, exc)
+                await asyncio.sleep(1.0)
+            finally:
+                self._subscription = None
+
+    async def _read(self, subscription: Subscription) -> None:
+        while True:
+            for item in await subscription.take(BUFFER):
+                if isinstance(item, Batch):
+                    self._buffer.extend(message for message in item.messages if message.seq > self.group.cursor)
+                elif isinstance(item, Gap):
+                    await self._pass_over(item)
+            if self._buffer:
+                self._bell.ring()
+            while len(self._buffer) >= BUFFER:
+                self._space.clear()
+                await self._space.wait()
+
+    async def _pass_over(self, gap: Gap) -> None:
+        """Retention was faster than the group."""
+        self.group = await self._groups.pass_over(self.group, gap.last_seq + 1)
+        logger.error("group %s lost the events %d to %d: %s", self.group.name, gap.first_seq, gap.last_seq, gap.reason)
+
+    def _end(self, error: EventBusError) -> None:
+        if self._ending is None:
+            self._ending = error
+            self._bell.ring()
+            self._space.set()
+            with suppress(EventBusError):
+                if self._subscription is not None:
+                    self._subscription.close()

@@ -1,0 +1,85 @@
+"""The consumers of a node: one per group that it serves, and the stages that they share.
+
+The stages run from the first group on, so a node that serves none pays nothing for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from contextlib import suppress
+
+from eventbus_fastapi.errors import EventBusError
+from eventbus_fastapi.pipeline import service
+from eventbus_fastapi.pipeline.consumer import Consumer, OpenSubscription
+from eventbus_fastapi.pipeline.rescuer import Rescuer
+from eventbus_fastapi.pipeline.settler import Settler
+from eventbus_fastapi.store.groups import Group, Groups
+
+FLUSH_TIMEOUT = 5.0
+"""Seconds that a stop waits until what was settled is written."""
+
+
+def name_node() -> str:
+    """Return a name for this process that no other has, and that tells an operator where it is."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Consumers:
+    """See the module's docstring."""
+
+    def __init__(self, groups: Groups, *, open_subscription: OpenSubscription, lease: float) -> None:
+        self.groups = groups
+        self.owner = name_node()
+        self.settler = Settler(groups, lease=lease)
+        self._rescuer = Rescuer(groups, lambda: tuple(self._consumers.values()))
+        self._open_subscription = open_subscription
+        self._lease = lease
+        self._consumers: dict[int, Consumer] = {}
+        self._users: dict[int, int] = {}
+        self._running: dict[service.Stage, asyncio.Task[None]] = {}
+
+    def open(self, group: Group) -> Consumer:
+        """Return the consumer of a group, for one more who takes from it. Each gives it back with `close`."""
+        if not self._running:
+            stages: list[service.Stage] = [self.settler, self._rescuer]
+            self._running = {stage: service.start(stage) for stage in stages}
+        consumer = self._consumers.get(group.id)
+        if consumer is None:
+            consumer = self._consumers[group.id] = Consumer(
+                self.groups,
+                group,
+                open_subscription=self._open_subscription,
+                settler=self.settler,
+                owner=self.owner,
+                lease=self._lease,
+            )
+            consumer.start()
+            self._rescuer.bell.ring()
+        self._users[group.id] = self._users.get(group.id, 0) + 1
+        return consumer
+
+    async def close(self, consumer: Consumer) -> None:
+        """Give a consumer back; it ends with the last who took from it."""
+        group_id = consumer.group.id
+        self._users[group_id] -= 1
+        if self._users[group_id] == 0:
+            del self._users[group_id]
+            if self._consumers.get(group_id) is consumer:
+                del self._consumers[group_id]
+            await consumer.close()
+
+    async def stop(self) -> None:
+        """Give back what is held and write what was settled."""
+        for consumer in tuple(self._consumers.values()):
+            await consumer.close()
+        self._consumers.clear()
+        self._users.clear()
+        await service.end(self._running)
+        self._running = {}
+        # What cannot be written now is found by others when its lease ends.
+        with suppress(EventBusError, TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await self.settler.flush()

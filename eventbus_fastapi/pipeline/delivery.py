@@ -1,0 +1,55 @@
+"""A delivery: an event that this node holds for a group, until it is settled or lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Given back at once; the attempt does not count, as nobody has finished it."""
+
+
+Settled = Outcome | Release
+"""How a delivery ends."""
+
+
+class Delivery:
+    """See the module's docstring."""
+
+    __slots__ = ("attempt", "errors", "group_id", "is_lost", "is_retry", "is_settled", "message", "on_lost", "token")
+
+    def __init__(
+        self,
+        message: Message,
+        *,
+        group_id: int,
+        token: UUID,
+        attempt: int = 1,
+        errors: list[dict[str, Any]] | None = None,
+        is_retry: bool = False,
+    ) -> None:
+        self.message = message
+        self.group_id = group_id
+        self.token = token
+        """Names the lease; whoever settles without it changes nothing."""
+        self.attempt = attempt
+        """Counted from 1."""
+        self.errors = [] if errors is None else errors
+        """Records of the attempts that failed, oldest first."""
+        self.is_retry = is_retry
+        """True if it has a row of its own in the store, False if it is part of a range."""
+        self.is_settled = False
+        self.is_lost = False
+        """True once the lease is another's: what is done now is done twice."""
+        self.on_lost: Callable[[], object] | None = None
+        """Called when it is lost."""
+
+    def __repr__(self) -> str:
+        return f"<Delivery seq={self.message.seq} attempt={self.attempt}>"

@@ -1,0 +1,261 @@
+"""The settler: writes what has become of deliveries, many to one commit, and renews the leases of those still held.
+
+A range that is settled as a whole costs one row's removal. One that is settled in parts is written once per tick, or at
+once where somebody waits to know it. While the database is away, outcomes wait here; leases may end meanwhile, and what
+was theirs is then told to be lost: the store refuses what comes late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple, assert_never
+from uuid import UUID
+
+from eventbus_fastapi.errors import EventBusError, LeaseLost, StoreUnavailable
+from eventbus_fastapi.pipeline.bell import Bell
+from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
+from eventbus_fastapi.pipeline.error_record import ErrorRecord
+from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
+from eventbus_fastapi.store.groups import Again, Death, Groups, HeldRetry, Settlement
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.05
+"""Seconds that the outcomes of a range wait for the others of it."""
+MOST = 2_000
+"""Outcomes that one transaction writes."""
+
+
+class Entry(NamedTuple):
+    """An outcome that is not written yet."""
+
+    delivery: Delivery
+    settled: Settled
+    answer: asyncio.Future[None] | None
+
+
+class Settler:
+    """See the module's docstring."""
+
+    name = "settler"
+
+    def __init__(self, groups: Groups, *, lease: float) -> None:
+        self.bell = Bell()
+        self._groups = groups
+        self._lease = lease
+        self._held: dict[UUID, dict[int, Delivery]] = {}
+        self._entries: dict[UUID, dict[int, Entry]] = {}
+        self._urgent: set[UUID] = set()
+        self._tick_at: float | None = None
+        self._renew_at = 0.0
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are not settled, or whose outcome is not written yet."""
+        return sum(map(len, self._held.values()))
+
+    def hold(self, deliveries: Iterable[Delivery]) -> None:
+        """Renew the leases of deliveries from now on."""
+        if not self._held:
+            self._renew_at = asyncio.get_running_loop().time() + self._lease / 3
+        for delivery in deliveries:
+            self._held.setdefault(delivery.token, {})[delivery.message.seq] = delivery
+        self.bell.ring()
+
+    def settle(self, delivery: Delivery, settled: Settled) -> None:
+        """Take an outcome, to be written soon. One for a delivery that is settled or lost changes nothing."""
+        if not delivery.is_settled and not delivery.is_lost:
+            self._enter(Entry(delivery, settled, None))
+
+    def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
+        """Take an outcome, to be written at once; return a future that is set after the commit.
+
+        It carries LeaseLost if the delivery was settled before, or is another's.
+        """
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if delivery.is_settled or delivery.is_lost:
+            answer.set_exception(LeaseLost([delivery.message.seq]))
+        else:
+            self._urgent.add(delivery.token)
+            self._enter(Entry(delivery, settled, answer))
+        return answer
+
+    def settlement(self, delivery: Delivery, settled: Settled) -> Settlement:
+        """Return what writes an outcome in a transaction of somebody else's, who then calls `forget`.
+
+        The delivery must be the only one of its lease.
+        """
+        return _settlement([Entry(delivery, settled, None)], () if not delivery.is_retry else None)
+
+    def forget(self, delivery: Delivery) -> None:
+        """Somebody else has settled it."""
+        delivery.is_settled = True
+        self._drop(delivery)
+
+    def lose(self, delivery: Delivery) -> None:
+        """The lease is another's."""
+        if delivery.is_lost:
+            return
+        delivery.is_lost = True
+        self._drop(delivery)
+        if delivery.on_lost is not None:
+            delivery.on_lost()
+
+    async def run_once(self) -> float | None:
+        """Write what is ready; renew when it is time."""
+        clock = asyncio.get_running_loop().time
+        if self._entries:
+            await self._write(self._choose(is_tick=self._tick_at is not None and clock() >= self._tick_at))
+        if self._held and clock() >= self._renew_at:
+            await self._renew()
+            self._renew_at = clock() + self._lease / 3
+        return self._pause(clock())
+
+    async def flush(self) -> None:
+        """Write everything that was settled, before the end."""
+        while self._entries:
+            await self._write(self._choose(is_tick=True))
+
+    # --- parts ---
+
+    def _enter(self, entry: Entry) -> None:
+        delivery = entry.delivery
+        delivery.is_settled = True
+        entries = self._entries.setdefault(delivery.token, {})
+        entries[delivery.message.seq] = entry
+        if self._tick_at is None:
+            self._tick_at = asyncio.get_running_loop().time() + TICK
+            self.bell.ring()
+        elif entry.answer is not None or len(entries) == len(self._held.get(delivery.token, ())):
+            self.bell.ring()
+
+    def _choose(self, *, is_tick: bool) -> list[Entry]:
+        """Take the outcomes to write now: of tokens that are settled as a whole or awaited, at a tick of all."""
+        chosen: list[Entry] = []
+        for token in list(self._entries):
+            entries = self._entries[token]
+            if is_tick or token in self._urgent or len(entries) == len(self._held.get(token, ())):
+                chosen += entries.values()
+                del self._entries[token]
+                self._urgent.discard(token)
+            if len(chosen) >= MOST:
+                break
+        if not self._entries:
+            self._tick_at = None
+        elif is_tick:
+            self._tick_at = asyncio.get_running_loop().time() + (0 if len(chosen) >= MOST else TICK)
+        return chosen
+
+    async def _write(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        by_token: dict[UUID, list[Entry]] = {}
+        for entry in entries:
+            by_token.setdefault(entry.delivery.token, []).append(entry)
+        try:
+            stale = await self._groups.settle([self._settlement(each) for each in by_token.values()])
+        except StoreUnavailable:
+            for entry in entries:
+                self._entries.setdefault(entry.delivery.token, {})[entry.delivery.message.seq] = entry
+            self._tick_at = 0.0
+            raise
+        except EventBusError as exc:
+            if len(by_token) > 1:
+                for each in by_token.values():
+                    await self._write(each)
+                return
+            logger.exception("an outcome could not be written; its lease ends and the event is tried again")
+            self._answer(entries, exc)
+            return
+        for entry in entries:
+            delivery = entry.delivery
+            self._drop(delivery)
+            is_stale = (delivery.token, delivery.message.seq) in stale
+            if is_stale:
+                delivery.is_lost = True
+                logger.info("an outcome came after the lease of seq %d had ended", delivery.message.seq)
+            self._answer([entry], LeaseLost([delivery.message.seq]) if is_stale else None)
+
+    def _settlement(self, entries: list[Entry]) -> Settlement:
+        first = entries[0].delivery
+        if first.is_retry:
+            return _settlement(entries, None)
+        settled = {entry.delivery.message.seq for entry in entries}
+        return _settlement(entries, [seq for seq in self._held.get(first.token, ()) if seq not in settled])
+
+    async def _renew(self) -> None:
+        tokens: list[UUID] = []
+        retries: list[HeldRetry] = []
+        for token, deliveries in self._held.items():
+            for seq, delivery in deliveries.items():
+                if not delivery.is_retry:
+                    tokens.append(token)
+                    break
+                retries.append(HeldRetry(delivery.group_id, seq, token))
+        lost = await self._groups.renew(tokens, retries, lease=self._lease)
+        for item in lost:
+            token = item.token if isinstance(item, HeldRetry) else item
+            deliveries = self._held.get(token, {})
+            for delivery in [deliveries[item.seq]] if isinstance(item, HeldRetry) else list(deliveries.values()):
+                if not delivery.is_settled:
+                    self.lose(delivery)
+        if lost:
+            logger.warning("lost %d leases that had ended", len(lost))
+
+    def _drop(self, delivery: Delivery) -> None:
+        deliveries = self._held.get(delivery.token)
+        if deliveries is not None:
+            deliveries.pop(delivery.message.seq, None)
+            if not deliveries:
+                del self._held[delivery.token]
+
+    def _answer(self, entries: Iterable[Entry], error: EventBusError | None) -> None:
+        for entry in entries:
+            if entry.answer is None or entry.answer.done():
+                continue
+            if error is None:
+                entry.answer.set_result(None)
+            else:
+                entry.answer.set_exception(error)
+
+    def _pause(self, now: float) -> float | None:
+        times = [] if self._tick_at is None else [self._tick_at]
+        if self._held:
+            times.append(self._renew_at)
+        return max(0.0, min(times) - now) if times else None
+
+
+def _settlement(entries: list[Entry], pending: Iterable[int] | None) -> Settlement:
+    done: list[int] = []
+    again: list[Again] = []
+    dead: list[Death] = []
+    for delivery, settled, _ in entries:
+        seq, attempt = delivery.message.seq, delivery.attempt
+        match settled:
+            case Ack() | Discard():
+                done.append(seq)
+            case Retry():
+                again.append(Again(seq, attempt, _micros(settled.after), _with(delivery, settled.error)))
+            case Snooze():
+                again.append(Again(seq, attempt - 1, _micros(settled.after), delivery.errors))
+            case Release():
+                again.append(Again(seq, attempt - 1, 0, delivery.errors))
+            case Dead():
+                dead.append(Death(seq, attempt, _with(delivery, settled.error)))
+            case _:
+                assert_never(settled)
+    first = entries[0].delivery
+    return Settlement(
+        first.group_id, first.token, done, again, dead, pending=None if pending is None else tuple(pending)
+    )
+
+
+def _with(delivery: Delivery, error: ErrorRecord | None) -> list[dict[str, object]]:
+    return delivery.errors if error is None else [*delivery.errors, json.loads(error.to_json())]
+
+
+def _micros(seconds: float | None) -> int:
+    return round((seconds or 0) * 1_000_000)
