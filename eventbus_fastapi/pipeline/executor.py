@@ -80,6 +80,12 @@ class Executor:
             result = await self.run(handler, message, attempt, session=session)
         except Exception as exc:  # noqa: BLE001 - the outcome tells
             result = exc
+        return self.decide(handler, result, attempt)
+
+    def decide(self, handler: Handler, result: object, attempt: int) -> Outcome:
+        """Return the outcome of an attempt that returned `result` or raised it, also of one that failed after the
+        handler had returned, such as in the commit of its transaction.
+        """
         if result is None:
             return ACK
         return decide(

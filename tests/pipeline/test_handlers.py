@@ -169,6 +169,14 @@ async def test_an_attempt_that_fails_has_an_outcome_with_the_error_where_the_han
     assert isinstance(await executor.execute(handler, message_of(), 2), Dead)
 
 
+def test_a_commit_that_fails_is_a_failure_of_the_attempt(executor: Executor) -> None:
+    handler = handler_of(take_model, max_retries=1, backoff=Fixed(60))
+    outcome = executor.decide(handler, ConnectionError("the commit failed"), 1)
+    assert isinstance(outcome, Retry)
+    assert outcome.after == 60
+    assert isinstance(executor.decide(handler, ConnectionError("the commit failed"), 2), Dead)
+
+
 async def test_a_handler_that_exits_fails_alone() -> None:
     async def handle(event: UserCreated) -> None:
         sys.exit(3)
