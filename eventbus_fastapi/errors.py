@@ -8,6 +8,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     ├── InvalidInput            what the caller gave cannot be used (400/422)
     │   ├── InvalidTopic, InvalidPattern, InvalidPayload, InvalidEvent
     │   ├── PayloadTooLarge, BatchTooLarge (413)
+    │   ├── InvalidGroup        the name of a group, or what is said about one
     │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413)
     │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
@@ -101,6 +102,12 @@ class InvalidEvent(InvalidInput):
     """Something of an event other than its topic and payload: key, metadata, message_id, ttl, delay."""
 
     code = "event.invalid"
+
+
+class InvalidGroup(InvalidInput):
+    """The name of a group, or something that is said about a group, that cannot be used."""
+
+    code = "group.invalid"
 
 
 class PayloadTooLarge(InvalidInput):

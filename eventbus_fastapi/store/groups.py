@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventbus_fastapi.errors import GroupNotFound, LeaseLost, quote
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.seqs import decode_seqs, encode_seqs
@@ -180,7 +181,11 @@ class Groups:
         """Return the group of this name; make it, reading after a seq, if there is none.
 
         One that exists keeps its place. `is_declared`: it takes over the patterns and the rest as given here.
+
+        Raises:
+            InvalidGroup: it cannot be the name of a group.
         """
+        check_group_name(name)
         values = {
             "patterns": json.dumps(list(patterns)),
             "ordered_by": ordered_by,
