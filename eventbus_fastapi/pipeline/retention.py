@@ -1,6 +1,8 @@
 """Retention: removes events whose TTL is over, and the oldest beyond an age or a number, in small transactions.
 
-A removal by age or count moves the log's `first_seq`, so that a reader who asks for what is gone gets a `gap`.
+A removal by age or count moves the log's `first_seq`, so that a reader who asks for what is gone gets a `gap`. It waits
+for groups: what one of them has not read or has in flight stays, until it is older than `retention_group_limit`. A TTL
+waits for nobody.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class Retention:
         self._store = store
         self._age = settings.retention_age
         self._count = settings.retention_count
+        self._group_limit = settings.retention_group_limit
         self._interval = settings.retention_interval
 
     async def run_once(self) -> float | None:
@@ -31,9 +34,18 @@ class Retention:
         expired = await self._store.remove_expired(BATCH)
         trimmed = 0
         if self._age is not None or self._count is not None:
-            before = None if self._age is None else await self._store.now() - int(self._age * 1_000_000)
-            trimmed = await self._store.trim(before=before, keep=self._count, limit=BATCH)
+            now = await self._store.now()
+            trimmed = await self._store.trim(
+                before=_earlier(now, self._age),
+                keep=self._count,
+                overtake=_earlier(now, self._group_limit),
+                limit=BATCH,
+            )
         if expired or trimmed:
             logger.info("removed %d expired and %d old events", expired, trimmed)
         # A short pause between batches leaves the database to those who publish.
         return 0.01 if BATCH in (expired, trimmed) else self._interval
+
+
+def _earlier(now: int, seconds: float | None) -> int | None:
+    return None if seconds is None else now - int(seconds * 1_000_000)

@@ -230,22 +230,28 @@ class Store(LogReader):
             seqs = list((await connection.execute(self.sql.expired, {"limit": limit})).scalars())
         return await self._remove(seqs)
 
-    async def trim(self, *, before: int | None, keep: int | None, limit: int = 1_000) -> int:
+    async def trim(
+        self, *, before: int | None, keep: int | None, overtake: int | None = None, limit: int = 1_000
+    ) -> int:
         """Remove up to `limit` of the oldest events; return how many. While there are none, nothing is locked.
 
         `before`: those that entered the log before this time (unix microseconds). `keep`: those beyond the newest
-        `keep`. The head's `first_seq` moves in the same commit, so a reader that asks for what is gone can be told.
+        `keep`. What some group has not read or has in flight stays, unless it entered the log before `overtake`; None:
+        always. The head's `first_seq` moves in the same commit, so a reader that asks for what is gone can be told.
         """
         head = await self.head()
         async with self._translated(), self._reader() as connection:
             rows = (await connection.execute(self.sql.oldest_of_log, {"limit": limit})).all()
-        floor = 0 if keep is None else head.last_seq - keep
-        seqs: list[int] = []
+        newest = 0 if keep is None else head.last_seq - keep
+        old: list[tuple[int, int]] = []
         for seq, created_at in rows:
-            if seq > floor and (before is None or created_at >= before):
+            if seq > newest and (before is None or created_at >= before):
                 break
-            seqs.append(seq)
-        return await self._remove(seqs, is_oldest=True)
+            old.append((seq, created_at))
+        needed = await self.groups.floor() if old else None
+        if needed is not None:
+            old = [row for row in old if row[0] < needed or (overtake is not None and row[1] < overtake)]
+        return await self._remove([seq for seq, _ in old], is_oldest=True)
 
     async def _remove(self, seqs: list[int], *, is_oldest: bool = False) -> int:
         if not seqs:

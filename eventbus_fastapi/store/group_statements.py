@@ -71,6 +71,10 @@ class GroupStatements:
             .values(cursor=_big("cursor"), lost=group.c.lost + _big("count"))
         )
         """The group passes over what is gone; parameters: group_id, expected, cursor, count."""
+        self.add_lost: Update = (
+            update(group).where(group.c.id == _big("group_id")).values(lost=group.c.lost + _big("count"))
+        )
+        """What the group had in flight is gone; parameters: group_id, count."""
         self.remove_group: tuple[Delete, ...] = (
             *(delete(table).where(table.c.group_id == _big("group_id")) for table in (lease, retry, dead)),
             delete(group).where(group.c.id == _big("group_id")),
@@ -270,6 +274,9 @@ class GroupStatements:
         )
         """The same, of an event that has a row among the retries."""
         self.remove_dead: Delete = delete(dead).where(
+            dead.c.group_id == _big("group_id"), dead.c.seq.in_(bindparam("seqs", expanding=True))
+        )
+        self.dead_of_seqs: Query = select(dead.c.seq).where(
             dead.c.group_id == _big("group_id"), dead.c.seq.in_(bindparam("seqs", expanding=True))
         )
         self.revive: Insert = insert(retry).from_select(

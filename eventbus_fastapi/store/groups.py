@@ -22,7 +22,7 @@ and of each key only the first that is not settled is handed out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -35,6 +35,7 @@ from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.seqs import decode_seqs, encode_seqs
+from eventbus_fastapi.store.statements import Query
 
 OrderedBy = Literal["key"]
 
@@ -60,7 +61,7 @@ class Group(NamedTuple):
     """Attempts after which an event becomes a dead letter."""
     is_paused: bool
     lost: int
-    """Events that retention removed before the group had read them."""
+    """Events that retention removed before the group had read them, or while a failed attempt of it had them."""
 
 
 class Figures(NamedTuple):
@@ -593,7 +594,7 @@ class Groups:
         return await self._store.transact(work)
 
     async def _add_retries(
-        self, connection: AsyncConnection, group_id: int, items: Iterable[Again], *, losses: int
+        self, connection: AsyncConnection, group_id: int, items: Sequence[Again], *, losses: int
     ) -> None:
         rows = [
             {
@@ -608,6 +609,22 @@ class Groups:
         ]
         if rows:
             await connection.execute(self._sql.add_retry, rows)
+            seqs = [item.seq for item in items]
+            await self._count_overtaken(connection, group_id, seqs, copied=self._sql.retries_alive)
+
+    async def _count_overtaken(
+        self, connection: AsyncConnection, group_id: int, seqs: Sequence[int], *, copied: Query
+    ) -> None:
+        """Count those as lost that retention removed while the group had them in flight, so that they could not be
+        copied. What a TTL removed is no loss.
+        """
+        head = (await connection.execute(self._store.sql.read_head)).one()
+        gone = {seq for seq in seqs if seq < head.first_seq}
+        if gone:
+            parameters = {"group_id": group_id, "seqs": sorted(gone)}
+            gone -= set((await connection.execute(copied, parameters)).scalars())
+        if gone:
+            await connection.execute(self._sql.add_lost, {"group_id": group_id, "count": len(gone)})
 
     async def _remove_retries(self, connection: AsyncConnection, group_id: int, seqs: Sequence[int]) -> None:
         if seqs:
@@ -633,6 +650,8 @@ class Groups:
                 for death in deaths
             ],
         )
+        if not is_retry:
+            await self._count_overtaken(connection, group_id, seqs, copied=self._sql.dead_of_seqs)
 
 
 class _Candidate:

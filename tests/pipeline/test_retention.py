@@ -61,6 +61,34 @@ async def test_expired_events_go_without_any_setting(store: Store) -> None:
     await eventually(is_removed)
 
 
+async def test_events_that_a_group_has_not_read_stay(store: Store) -> None:
+    await store.groups.ensure("slow", ["#"], after=2)
+    await store.append(drafts(30))
+    await retention(store, retention_count=4).run_once()
+    assert await seqs(store) == list(range(3, 31))
+
+
+async def test_events_beyond_the_limit_go_though_a_group_has_not_read_them(store: Store) -> None:
+    await store.groups.ensure("slow", ["#"], after=2)
+    await store.append(drafts(30))
+    await retention(store, retention_count=4, retention_group_limit=3_600).run_once()
+    assert await seqs(store) == list(range(3, 31))
+    stage = retention(store, retention_count=4, retention_group_limit=0.001)
+
+    async def are_gone() -> bool:
+        await stage.run_once()
+        return await seqs(store) == [27, 28, 29, 30]
+
+    await eventually(are_gone)
+
+
+async def test_the_limit_alone_removes_nothing(store: Store) -> None:
+    await store.groups.ensure("slow", ["#"], after=0)
+    await store.append(drafts(3))
+    await retention(store, retention_group_limit=0.000_001).run_once()
+    assert await seqs(store) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("extra", [0, 1])
 async def test_while_a_batch_was_full_it_comes_back_at_once(store: Store, extra: int) -> None:
     await store.append(drafts(BATCH + extra + 1))

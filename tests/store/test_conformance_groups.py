@@ -13,7 +13,9 @@ from eventbus_fastapi.errors import GroupNotFound, LeaseLost
 from eventbus_fastapi.events import Message, make_draft
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Groups, Held, HeldRetry, Settlement
+from tests.drafts import draft
 from tests.store.conftest import OpenStore
+from tests.waiting import eventually
 
 LEASE = 60.0
 OVER = -1.0
@@ -346,8 +348,7 @@ async def test_dead_letters_keep_the_event_and_its_errors_after_the_log_has_lost
     await groups.settle(
         [Settlement(group.id, claimed.token, dead=[Death(1, 1, [ERROR])], again=[again(2)], pending=())]
     )
-    await store.trim(before=None, keep=0)
-    assert (await store.read(0, 10)).messages == []
+    assert await store.trim(before=None, keep=0) == 2
     (letter,) = await groups.dead_letters(group)
     assert (letter.message.body, letter.message.message_id) == (messages[0].body, messages[0].message_id)
     assert (letter.attempt, letter.errors) == (1, [ERROR])
@@ -413,14 +414,110 @@ async def test_what_the_slowest_group_needs_is_known(store: Store, groups: Group
     assert await groups.floor() == 4
 
 
+async def overtaken(store: Store, *, keep: int) -> int:
+    """Remove what is beyond the newest `keep`, whatever groups still need; return how many."""
+    return await store.trim(before=None, keep=keep, overtake=await store.now() + 3_600_000_000)
+
+
+async def test_retention_waits_for_what_the_slowest_group_has_not_read(store: Store, groups: Groups) -> None:
+    slow = await groups.ensure("slow", ["a"], after=2)
+    await groups.ensure("fast", ["#"], after=4)
+    messages = await fill(store, "a", "b", "c", "d", "e")
+    assert await store.trim(before=None, keep=1) == 2
+    assert (await store.head()).first_seq == 3
+    assert await store.trim(before=await store.now() + 1, keep=None) == 0
+    await claim(groups, slow, messages[2:4])
+    assert await store.trim(before=None, keep=1) == 0
+    await groups.delete("slow")
+    assert await store.trim(before=None, keep=1) == 2
+
+
+async def test_retention_waits_for_what_is_in_flight_and_not_for_retries(store: Store, groups: Groups) -> None:
+    group = await groups.ensure("g", ["#"], after=0)
+    claimed = await claim(groups, group, await fill(store, "a", "b", "c"))
+    await groups.settle([Settlement(group.id, claimed.token, again=[again(1)], pending=(2, 3))])
+    assert await store.trim(before=None, keep=0) == 1
+    await groups.settle([Settlement(group.id, claimed.token, done=(2, 3), pending=())])
+    assert await store.trim(before=None, keep=0) == 2
+    assert seqs(await hold(groups, group)) == [1]
+
+
+async def test_retention_does_not_wait_with_events_from_before_a_time(store: Store, groups: Groups) -> None:
+    await groups.ensure("g", ["#"], after=0)
+    await fill(store, "a", "b")
+    time = await store.now() + 1
+    await eventually(lambda: is_past(store, time))
+    await fill(store, "c")
+    assert await store.trim(before=None, keep=0, overtake=time) == 2
+    assert await store.trim(before=None, keep=0, overtake=time) == 0
+    assert [message.seq for message in (await store.read(0, 10)).messages] == [3]
+
+
+async def is_past(store: Store, time: int) -> bool:
+    return await store.now() > time
+
+
 async def test_a_group_that_retention_has_overtaken_passes_over_and_counts_what_it_lost(
     store: Store, groups: Groups
 ) -> None:
     group = await groups.ensure("g", ["#"], after=1)
     await fill(store, "a", "b", "c", "d")
-    await store.trim(before=None, keep=1)
+    assert await overtaken(store, keep=1) == 3
     moved = await groups.pass_over(group, (await store.head()).first_seq)
     assert (moved.cursor, moved.lost) == (3, 2)
+
+
+async def test_what_retention_removed_in_flight_is_lost_if_its_attempt_fails_and_only_then(
+    store: Store, groups: Groups
+) -> None:
+    group = await groups.ensure("g", ["#"], after=0)
+    claimed = await claim(groups, group, await fill(store, *["a"] * 5))
+    assert await overtaken(store, keep=1) == 4
+    assert (await groups.get("g")).lost == 0
+    failed = Settlement(group.id, claimed.token, done=(1,), again=[again(2), again(5)], pending=(3, 4))
+    assert await groups.settle([failed]) == set()
+    assert (await groups.get("g")).lost == 1
+    dead = Settlement(group.id, claimed.token, done=(4,), dead=[Death(3, 1, [ERROR])], pending=())
+    assert await groups.settle([dead]) == set()
+    assert (await groups.get("g")).lost == 2
+    assert (seqs(await hold(groups, group)), await groups.dead_letters(group)) == ([5], [])
+
+
+async def test_what_a_lease_that_ended_held_and_retention_removed_is_lost(store: Store, groups: Groups) -> None:
+    group = await groups.ensure("g", ["#"], after=0)
+    await claim(groups, group, await fill(store, "a", "b"), lease=OVER)
+    await overtaken(store, keep=1)
+    assert await groups.rescue() == {group.id}
+    assert seqs(await hold(groups, group)) == [2]
+    assert (await groups.get("g")).lost == 1
+
+
+async def test_a_ttl_waits_for_no_group_and_blocks_none(store: Store, groups: Groups) -> None:
+    group = await groups.ensure("g", ["#"], after=0, ordered_by="key")
+    await store.append([draft(key="k", ttl=3_600), draft(key="k", ttl=3_600), draft(key="k"), draft()])
+    messages = (await store.read(0, 10)).messages
+    claimed = await claim(groups, group, messages)
+    await store._remove([1, 2])  # as when their time is over
+    dead = [Death(2, 1, [ERROR])]
+    again_ = [again(1), again(3)]
+    await groups.settle([Settlement(group.id, claimed.token, again=again_, dead=dead, pending=(4,))])
+    assert seqs(await hold(groups, group)) == [3]
+    assert await groups.dead_letters(group) == []
+    assert (await groups.get("g")).lost == 0
+
+
+async def test_a_retry_whose_ttl_is_over_is_handed_out_no_more(store: Store, groups: Groups) -> None:
+    group = await groups.ensure("g", ["#"], after=0)
+    await store.append([draft(ttl=0.05), draft()])
+    claimed = await claim(groups, group, (await store.read(0, 10)).messages)
+    await groups.settle([Settlement(group.id, claimed.token, again=[again(1), again(2)], pending=())])
+    await eventually(lambda: has_expired(store))
+    assert seqs(await hold(groups, group)) == [2]
+    assert (await groups.figures(group)).retries == 0
+
+
+async def has_expired(store: Store) -> bool:
+    return len((await store.read(0, 10)).messages) == 1
 
 
 async def test_figures_say_how_far_behind_a_group_is(store: Store, groups: Groups) -> None:
