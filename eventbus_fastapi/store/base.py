@@ -34,6 +34,7 @@ from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.dead_letters import DeadLetters
 from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
@@ -96,6 +97,7 @@ class Store(LogReader):
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
         self.groups = Groups(self)
+        self.dead_letters = DeadLetters(self, self.groups)
         self._renew_locks()
 
     def _renew_locks(self) -> None:

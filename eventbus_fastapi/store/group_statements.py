@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     select,
     update,
 )
@@ -235,6 +236,16 @@ class GroupStatements:
             .exists()
         )
         """Of each key only the first that is not settled."""
+        self.list_retries: Query = (
+            select(
+                *(retry.c[name] for name in ("seq", "message_id", "topic", "key", "attempt", "run_at")),
+                retry.c.token.is_not(None).label("is_held"),
+                retry.c.errors,
+            )
+            .where(retry.c.group_id == _big("group_id"), retry.c.seq > _big("after"))
+            .order_by(retry.c.seq)
+            .limit(bindparam("limit"))
+        )
         self.hold_retry: Update = (
             update(retry)
             .where(retry.c.group_id == _big("of_group"), retry.c.seq == _big("of_seq"))
@@ -279,17 +290,20 @@ class GroupStatements:
         self.dead_of_seqs: Query = select(dead.c.seq).where(
             dead.c.group_id == _big("group_id"), dead.c.seq.in_(bindparam("seqs", expanding=True))
         )
+        self.lock_dead: Query = self.dead_of_seqs.order_by(dead.c.seq).with_for_update()
         self.revive: Insert = insert(retry).from_select(
             copied,
             select(
                 dead.c.group_id,
-                *(dead.c[name] for name in MESSAGE_FIELDS),
+                *(dead.c[name] for name in MESSAGE_FIELDS if name != "expires_at"),
+                null(),
                 literal(0),
                 literal(0),
                 now,
                 dead.c.errors,
             ).where(dead.c.group_id == _big("group_id"), dead.c.seq.in_(bindparam("seqs", expanding=True))),
         )
+        """A TTL that is over does not count against who wants an event to be tried again."""
         letter: list[ColumnElement[Any]] = [
             dead.c.id,
             *(dead.c[name] for name in MESSAGE_FIELDS),
@@ -303,3 +317,23 @@ class GroupStatements:
             .order_by(dead.c.id)
             .limit(bindparam("limit"))
         )
+        self.read_dead_at: Query = select(*letter).where(dead.c.group_id == _big("group_id"), dead.c.seq == _big("seq"))
+        self.newest_dead: Query = select(func.max(dead.c.id))
+        listed: Query = (
+            select(
+                *(dead.c[name] for name in ("id", "group_id", "seq", "message_id", "topic", "key", "attempt")),
+                dead.c.died_at,
+                dead.c.errors,
+            )
+            .where(
+                dead.c.id > _big("after"),
+                dead.c.died_at >= _big("since"),
+                dead.c.died_at < _big("until"),
+                dead.c.attempt >= bindparam("attempts", type_=Integer),
+            )
+            .order_by(dead.c.id)
+            .limit(bindparam("limit"))
+        )
+        self.list_all_dead: Query = listed
+        """Without payloads; parameters: after, since, until, attempts, limit."""
+        self.list_dead: Query = listed.where(dead.c.group_id == _big("group_id"))

@@ -28,7 +28,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventbus_fastapi.errors import GroupNotFound, LeaseLost, quote
+from eventbus_fastapi.errors import GroupNotFound, LeaseLost, NotFound, quote
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.group_name import check_group_name
@@ -150,6 +150,22 @@ class Look(NamedTuple):
     now: int
 
 
+class WaitingRetry(NamedTuple):
+    """An event that waits for another attempt, or is held for it."""
+
+    seq: int
+    message_id: UUID
+    topic: str
+    key: str | None
+    attempt: int
+    """Attempts begun so far."""
+    run_at: int
+    """When the next attempt is due, unix microseconds; while it is held, when the lease ends."""
+    is_held: bool
+    errors: list[dict[str, Any]]
+    """What went wrong so far; empty: it waits for another event of its key, or was given back."""
+
+
 class DeadLetter(NamedTuple):
     """An event that its group has given up."""
 
@@ -165,7 +181,7 @@ class Groups:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self._sql = GroupStatements(store.tables)
+        self.sql = GroupStatements(store.tables)
 
     # --- groups ---
 
@@ -197,7 +213,7 @@ class Groups:
         group = await self.get(name)
         wanted = (tuple(patterns), ordered_by, max_attempts)
         if is_declared and wanted != (group.patterns, group.ordered_by, group.max_attempts):
-            await self._execute(self._sql.declare_group, {"group_id": group.id, **values})
+            await self._execute(self.sql.declare_group, {"group_id": group.id, **values})
             group = await self.get(name)
         return group
 
@@ -219,21 +235,21 @@ class Groups:
             GroupNotFound: it was deleted.
         """
         async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self._sql.read_group_by_id, {"group_id": group_id})).first()
+            row = (await connection.execute(self.sql.read_group_by_id, {"group_id": group_id})).first()
         if row is None:
             raise GroupNotFound("the group was deleted")
         return _group(row)
 
     async def all(self) -> list[Group]:
         async with self._store._translated(), self._store._reader() as connection:
-            return [_group(row) for row in await connection.execute(self._sql.read_groups)]
+            return [_group(row) for row in await connection.execute(self.sql.read_groups)]
 
     async def figures(self, group: Group) -> Figures:
         """Return how a group is doing."""
         parameters = {"group_id": group.id}
         async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self._sql.figures, parameters)).first()
-            pendings = (await connection.execute(self._sql.pendings, parameters)).scalars().all()
+            row = (await connection.execute(self.sql.figures, parameters)).first()
+            pendings = (await connection.execute(self.sql.pendings, parameters)).scalars().all()
         if row is None:
             raise GroupNotFound(f"no group {quote(group.name)}")
         in_flight = sum(len(decode_seqs(pending)) for pending in pendings)
@@ -241,11 +257,11 @@ class Groups:
 
     async def pause(self, name: str) -> None:
         """Hand out nothing more of a group; what is in flight may be settled."""
-        await self._execute(self._sql.pause_group, {"group_id": (await self.get(name)).id})
+        await self._execute(self.sql.pause_group, {"group_id": (await self.get(name)).id})
 
     async def resume(self, name: str) -> None:
         """End a pause."""
-        await self._execute(self._sql.resume_group, {"group_id": (await self.get(name)).id})
+        await self._execute(self.sql.resume_group, {"group_id": (await self.get(name)).id})
 
     async def reset(self, name: str, after: int) -> None:
         """Have a group read from after a seq. What is in flight or waits for a retry is forgotten, and whoever holds it
@@ -254,8 +270,8 @@ class Groups:
         group_id = (await self.get(name)).id
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._sql.move_group, {"group_id": group_id, "cursor": after})
-            for statement in self._sql.drop_leases:
+            await connection.execute(self.sql.move_group, {"group_id": group_id, "cursor": after})
+            for statement in self.sql.drop_leases:
                 await connection.execute(statement, {"group_id": group_id})
 
         await self._store.transact(work)
@@ -265,7 +281,7 @@ class Groups:
         group_id = (await self.get(name)).id
 
         async def work(connection: AsyncConnection) -> None:
-            for statement in self._sql.remove_group:
+            for statement in self.sql.remove_group:
                 await connection.execute(statement, {"group_id": group_id})
 
         await self._store.transact(work)
@@ -273,7 +289,7 @@ class Groups:
     async def floor(self) -> int | None:
         """Return the first seq that some group still needs of the log; None: there are no groups."""
         async with self._store._translated(), self._store._reader() as connection:
-            unread, held = (await connection.execute(self._sql.floor)).one()
+            unread, held = (await connection.execute(self.sql.floor)).one()
         return min((seq for seq in (unread, held) if seq is not None), default=None)
 
     # --- claiming ---
@@ -290,7 +306,7 @@ class Groups:
 
         async def work(connection: AsyncConnection) -> Claim | None:
             parameters = {"group_id": group.id, "expected": group.cursor, "cursor": up_to}
-            if (await connection.execute(self._sql.move_cursor, parameters)).rowcount != 1:
+            if (await connection.execute(self.sql.move_cursor, parameters)).rowcount != 1:
                 return None
             claimed = messages
             if group.ordered_by is not None:
@@ -298,7 +314,7 @@ class Groups:
             seqs = tuple(message.seq for message in claimed)
             if seqs:
                 await connection.execute(
-                    self._sql.add_lease,
+                    self.sql.add_lease,
                     {
                         "token": token,
                         "group_id": group.id,
@@ -318,7 +334,7 @@ class Groups:
     ) -> Sequence[Message]:
         """Put those whose key is taken among the retries; return the others. The group's row is locked."""
         blocked = await self._keys_in_flight(connection, group.id)
-        blocked |= set((await connection.execute(self._sql.keys_of_retries, {"group_id": group.id})).scalars())
+        blocked |= set((await connection.execute(self.sql.keys_of_retries, {"group_id": group.id})).scalars())
         waiting = [message for message in messages if message.key in blocked]
         if waiting:
             await self._add_retries(
@@ -328,7 +344,7 @@ class Groups:
 
     async def _keys_in_flight(self, connection: AsyncConnection, group_id: int) -> set[str]:
         keys: set[str] = set()
-        for pending, held in await connection.execute(self._sql.keys_of_leases, {"group_id": group_id}):
+        for pending, held in await connection.execute(self.sql.keys_of_leases, {"group_id": group_id}):
             left = set(decode_seqs(pending))
             keys.update(key for key, seqs in json.loads(held).items() if not left.isdisjoint(seqs))
         return keys
@@ -341,12 +357,12 @@ class Groups:
             is_ordered = group.ordered_by is not None
             row = (
                 await connection.execute(
-                    self._sql.lock_group if is_ordered else self._sql.read_group_by_id, {"group_id": group.id}
+                    self.sql.lock_group if is_ordered else self.sql.read_group_by_id, {"group_id": group.id}
                 )
             ).first()
             if row is None or row.paused_at is not None:
                 return []
-            due = self._sql.due_heads if is_ordered else self._sql.due_retries
+            due = self.sql.due_heads if is_ordered else self.sql.due_retries
             rows = (await connection.execute(due, {"group_id": group.id, "limit": limit})).all()
             taken = await self._keys_in_flight(connection, group.id) if is_ordered and rows else set()
             held: list[_Candidate] = []
@@ -370,7 +386,7 @@ class Groups:
             await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
             if held:
                 await connection.execute(
-                    self._sql.hold_retry,
+                    self.sql.hold_retry,
                     [
                         {
                             "of_group": group.id,
@@ -427,7 +443,7 @@ class Groups:
         if not settlements:
             return set()
         tokens = [item.token for item in settlements]
-        alive = set((await connection.execute(self._sql.lock_leases, {"tokens": tokens})).scalars())
+        alive = set((await connection.execute(self.sql.lock_leases, {"tokens": tokens})).scalars())
         live = [item for item in settlements if item.token in alive]
         finished = [item.token for item in live if not item.pending]
         shrunk = [
@@ -436,9 +452,9 @@ class Groups:
             if item.pending
         ]
         if finished:
-            await connection.execute(self._sql.remove_leases, {"tokens": finished})
+            await connection.execute(self.sql.remove_leases, {"tokens": finished})
         if shrunk:
-            await connection.execute(self._sql.shrink_lease, shrunk)
+            await connection.execute(self.sql.shrink_lease, shrunk)
         for item in live:
             await self._add_retries(connection, item.group_id, item.again, losses=0)
             await self._bury(connection, item.group_id, item.dead, is_retry=False)
@@ -446,7 +462,7 @@ class Groups:
 
     async def _settle_held(self, connection: AsyncConnection, item: Settlement) -> set[tuple[UUID, int]]:
         seqs = item.seqs
-        rows = await connection.execute(self._sql.lock_retries, {"group_id": item.group_id, "seqs": seqs})
+        rows = await connection.execute(self.sql.lock_retries, {"group_id": item.group_id, "seqs": seqs})
         mine = {seq for seq, token in rows if token == item.token}
         dead = [death for death in item.dead if death.seq in mine]
         await self._bury(connection, item.group_id, dead, is_retry=True)
@@ -458,7 +474,7 @@ class Groups:
         back = [again for again in item.again if again.seq in mine]
         if back:
             await connection.execute(
-                self._sql.put_back_retry,
+                self.sql.put_back_retry,
                 [
                     {
                         "of_group": item.group_id,
@@ -482,11 +498,11 @@ class Groups:
         async def work(connection: AsyncConnection) -> set[UUID | HeldRetry]:
             alive: set[UUID | HeldRetry] = set()
             if tokens:
-                await connection.execute(self._sql.renew_leases, {"tokens": list(tokens), "duration": duration})
-                alive.update((await connection.execute(self._sql.leases_alive, {"tokens": list(tokens)})).scalars())
+                await connection.execute(self.sql.renew_leases, {"tokens": list(tokens), "duration": duration})
+                alive.update((await connection.execute(self.sql.leases_alive, {"tokens": list(tokens)})).scalars())
             if held:
                 await connection.execute(
-                    self._sql.renew_retry,
+                    self.sql.renew_retry,
                     [
                         {"of_group": group_id, "of_seq": seq, "held": token, "duration": duration}
                         for group_id, seq, token in sorted(held)
@@ -494,7 +510,7 @@ class Groups:
                 )
                 for group_id in {item.group_id for item in held}:
                     seqs = [item.seq for item in held if item.group_id == group_id]
-                    rows = await connection.execute(self._sql.retries_alive, {"group_id": group_id, "seqs": seqs})
+                    rows = await connection.execute(self.sql.retries_alive, {"group_id": group_id, "seqs": seqs})
                     alive.update(HeldRetry(group_id, seq, token) for seq, token in rows)
             asked: list[UUID | HeldRetry] = [*tokens, *held]
             return {item for item in asked if item not in alive}
@@ -508,7 +524,7 @@ class Groups:
         if not group_ids:
             return []
         async with self._store._translated(), self._store._reader() as connection:
-            rows = await connection.execute(self._sql.look, {"group_ids": list(group_ids)})
+            rows = await connection.execute(self.sql.look, {"group_ids": list(group_ids)})
             return [Look(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
 
     async def rescue(self) -> set[int]:
@@ -518,13 +534,13 @@ class Groups:
         """
 
         async def work(connection: AsyncConnection) -> set[int]:
-            rows = (await connection.execute(self._sql.expired_leases, {"limit": RESCUED})).all()
+            rows = (await connection.execute(self.sql.expired_leases, {"limit": RESCUED})).all()
             now = int((await connection.execute(self._store.sql.now)).scalar_one()) if rows else 0
             for _, group_id, pending, owner in rows:
                 lost = [Again(seq, 1, 0, [_loss(1, owner, now)]) for seq in decode_seqs(pending)]
                 await self._add_retries(connection, group_id, lost, losses=1)
             if rows:
-                await connection.execute(self._sql.remove_leases, {"tokens": [row.token for row in rows]})
+                await connection.execute(self.sql.remove_leases, {"tokens": [row.token for row in rows]})
             return {row.group_id for row in rows}
 
         return await self._store.transact(work)
@@ -534,13 +550,22 @@ class Groups:
         count = max(0, first_seq - 1 - group.cursor)
         parameters = {"group_id": group.id, "expected": group.cursor, "cursor": first_seq - 1, "count": count}
         if count:
-            await self._execute(self._sql.count_lost, parameters)
+            await self._execute(self.sql.count_lost, parameters)
         return await self.get_by_id(group.id)
+
+    async def retries(self, group: Group, *, after: int = 0, limit: int = 100) -> list[WaitingRetry]:
+        """Return what waits for another attempt, or is held for it, with a seq after `after`; in the order of seqs."""
+        parameters = {"group_id": group.id, "after": after, "limit": limit}
+        async with self._store._translated(), self._store._reader() as connection:
+            return [
+                WaitingRetry(*row[:6], is_held=bool(row.is_held), errors=json.loads(row.errors))
+                for row in await connection.execute(self.sql.list_retries, parameters)
+            ]
 
     async def blocked_keys(self, group: Group, limit: int = 100) -> list[tuple[str, int, int]]:
         """Return keys that wait for an event to be settled: the key, the seq of its first event, how many there are."""
         async with self._store._translated(), self._store._reader() as connection:
-            rows = await connection.execute(self._sql.blocked_keys, {"group_id": group.id, "limit": limit})
+            rows = await connection.execute(self.sql.blocked_keys, {"group_id": group.id, "limit": limit})
             return [(row[0], row[1], row[2]) for row in rows]
 
     # --- dead letters ---
@@ -549,38 +574,52 @@ class Groups:
         """Return dead letters in the order in which they died, those with an id after `after`."""
         parameters = {"group_id": group.id, "after": after, "limit": limit}
         async with self._store._translated(), self._store._reader() as connection:
-            rows = await connection.execute(self._sql.read_dead, parameters)
-            size = 1 + len(MESSAGE_FIELDS)
-            return [
-                DeadLetter(row[0], Message(*row[1:size]), row.attempt, json.loads(row.errors), row.died_at)
-                for row in rows
-            ]
+            return [_letter(row) for row in await connection.execute(self.sql.read_dead, parameters)]
+
+    async def dead_letter(self, group: Group, seq: int) -> DeadLetter:
+        """Return one dead letter.
+
+        Raises:
+            NotFound: the group has none of this seq.
+        """
+        async with self._store._translated(), self._store._reader() as connection:
+            row = (await connection.execute(self.sql.read_dead_at, {"group_id": group.id, "seq": seq})).first()
+        if row is None:
+            raise NotFound(f"no dead letter of group {quote(group.name)} at seq {seq}")
+        return _letter(row)
 
     async def revive(self, group: Group, seqs: Sequence[int]) -> int:
-        """Have dead letters tried again at once, with all their attempts; return how many there were."""
+        """Have dead letters tried again at once, with all their attempts and without their TTL; return how many there
+        were.
+        """
 
         async def work(connection: AsyncConnection) -> int:
-            parameters = {"group_id": group.id, "seqs": list(seqs)}
-            await self._remove_retries(connection, group.id, seqs)
-            await connection.execute(self._sql.revive, parameters)
-            return (await connection.execute(self._sql.remove_dead, parameters)).rowcount
+            parameters: dict[str, Any] = {"group_id": group.id, "seqs": list(seqs)}
+            dead = (await connection.execute(self.sql.lock_dead, parameters)).scalars().all()
+            if not dead:
+                return 0
+            parameters["seqs"] = dead
+            await self._remove_retries(connection, group.id, dead)  # of the time after a reset
+            await connection.execute(self.sql.revive, parameters)
+            await connection.execute(self.sql.remove_dead, parameters)
+            return len(dead)
 
         return await self._store.transact(work)
 
     async def discard(self, group: Group, seqs: Sequence[int]) -> int:
         """Forget dead letters; return how many there were."""
-        return await self._execute(self._sql.remove_dead, {"group_id": group.id, "seqs": list(seqs)})
+        return await self._execute(self.sql.remove_dead, {"group_id": group.id, "seqs": list(seqs)})
 
     # --- parts ---
 
     async def _read(self, name: str) -> Group | None:
         async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self._sql.read_group, {"name": name})).first()
+            row = (await connection.execute(self.sql.read_group, {"name": name})).first()
         return None if row is None else _group(row)
 
     async def _add(self, values: dict[str, Any]) -> None:
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._sql.add_group, values)
+            await connection.execute(self.sql.add_group, values)
 
         try:
             await self._store.transact(work, is_optimistic=True)
@@ -608,9 +647,9 @@ class Groups:
             for item in items
         ]
         if rows:
-            await connection.execute(self._sql.add_retry, rows)
+            await connection.execute(self.sql.add_retry, rows)
             seqs = [item.seq for item in items]
-            await self._count_overtaken(connection, group_id, seqs, copied=self._sql.retries_alive)
+            await self._count_overtaken(connection, group_id, seqs, copied=self.sql.retries_alive)
 
     async def _count_overtaken(
         self, connection: AsyncConnection, group_id: int, seqs: Sequence[int], *, copied: Query
@@ -624,11 +663,11 @@ class Groups:
             parameters = {"group_id": group_id, "seqs": sorted(gone)}
             gone -= set((await connection.execute(copied, parameters)).scalars())
         if gone:
-            await connection.execute(self._sql.add_lost, {"group_id": group_id, "count": len(gone)})
+            await connection.execute(self.sql.add_lost, {"group_id": group_id, "count": len(gone)})
 
     async def _remove_retries(self, connection: AsyncConnection, group_id: int, seqs: Sequence[int]) -> None:
         if seqs:
-            await connection.execute(self._sql.remove_retries, {"group_id": group_id, "seqs": list(seqs)})
+            await connection.execute(self.sql.remove_retries, {"group_id": group_id, "seqs": list(seqs)})
 
     async def _bury(
         self, connection: AsyncConnection, group_id: int, deaths: Sequence[Death], *, is_retry: bool
@@ -637,9 +676,9 @@ class Groups:
         if not deaths:
             return
         seqs = [death.seq for death in deaths]
-        await connection.execute(self._sql.remove_dead, {"group_id": group_id, "seqs": seqs})
+        await connection.execute(self.sql.remove_dead, {"group_id": group_id, "seqs": seqs})
         await connection.execute(
-            self._sql.bury_retry if is_retry else self._sql.bury_event,
+            self.sql.bury_retry if is_retry else self.sql.bury_event,
             [
                 {
                     "group_id": group_id,
@@ -651,7 +690,7 @@ class Groups:
             ],
         )
         if not is_retry:
-            await self._count_overtaken(connection, group_id, seqs, copied=self._sql.dead_of_seqs)
+            await self._count_overtaken(connection, group_id, seqs, copied=self.sql.dead_of_seqs)
 
 
 class _Candidate:
@@ -674,6 +713,11 @@ def _loss(attempt: int, owner: str, now: int) -> dict[str, Any]:
     """Return the record of an attempt whose holder was not heard of again."""
     message = "the lease ended before the event was settled"
     return {"attempt": attempt, "type": "LeaseLost", "message": message, "time": now, "node": owner}
+
+
+def _letter(row: AnyRow) -> DeadLetter:
+    size = 1 + len(MESSAGE_FIELDS)
+    return DeadLetter(row[0], Message(*row[1:size]), row.attempt, json.loads(row.errors), row.died_at)
 
 
 def _group(row: AnyRow) -> Group:

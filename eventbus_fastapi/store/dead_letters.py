@@ -1,0 +1,148 @@
+"""Dead letters by filter: found, tried again, forgotten, in bounded steps.
+
+Each has an id beside its seq, in the order in which they died. What the databases cannot all look for, patterns and the
+types of errors, is looked for in pages and without payloads: a group may have a million of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from eventbus_fastapi.store.groups import Group, Groups
+from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader
+from eventbus_fastapi.topics import matches
+
+PAGE = 200
+"""Dead letters that are looked at, or changed in one transaction, at a time."""
+PAGES = 50
+"""Pages that one call looks at before it returns with what it has."""
+
+Change = Callable[[Group, Sequence[int]], Awaitable[int]]
+
+
+class DeadEntry(NamedTuple):
+    """A dead letter in a list: without its payload."""
+
+    id: int
+    group_id: int
+    seq: int
+    message_id: UUID
+    topic: str
+    key: str | None
+    attempt: int
+    """Attempts begun."""
+    died_at: int
+    """Unix microseconds."""
+    errors: list[dict[str, Any]]
+    """What went wrong, oldest first."""
+
+
+class DeadFilter(NamedTuple):
+    """Which dead letters are meant: those to which all of it applies; by default all."""
+
+    patterns: tuple[str, ...] = ()
+    """Its topic matches any of these; empty: any topic."""
+    error: str | None = None
+    """The type of its last error, with its module or without: `httpx.ConnectError`, `ConnectError`."""
+    since: int = 0
+    """It died at this time or later, unix microseconds."""
+    until: int = LARGEST_SEQ
+    """It died before this time."""
+    attempts: int = 0
+    """So many attempts were begun, or more."""
+
+    def accepts(self, entry: DeadEntry) -> bool:
+        """Say whether a dead letter is meant, as far as the database has not looked at it."""
+        if self.patterns and not any(matches(pattern, entry.topic) for pattern in self.patterns):
+            return False
+        if self.error is None:
+            return True
+        kind = str(entry.errors[-1].get("type")) if entry.errors else ""
+        return kind == self.error or kind.endswith(f".{self.error}")
+
+
+class DeadPage(NamedTuple):
+    """Dead letters that were found."""
+
+    entries: list[DeadEntry]
+    next: int | None
+    """The id to go on after; None: there are no more."""
+
+
+class Changed(NamedTuple):
+    """What was done with dead letters that a filter means."""
+
+    done: int
+    """How many there were."""
+    next: int | None
+    """The id to go on after; None: all were looked at."""
+
+
+class DeadLetters:
+    """See the module's docstring."""
+
+    def __init__(self, store: LogReader, groups: Groups) -> None:
+        self._store = store
+        self._groups = groups
+        self._sql = groups.sql
+
+    async def find(self, group: Group | None, wanted: DeadFilter, *, after: int = 0, limit: int = 100) -> DeadPage:
+        """Return up to `limit` dead letters of a group, or of all, in the order in which they died, from behind an id.
+
+        What is rare may give fewer, or none, with a `next` to go on after: one call looks at a part of them.
+        """
+        found: list[DeadEntry] = []
+        for _ in range(PAGES):
+            page = await self._page(group, wanted, after)
+            for entry in page:
+                if wanted.accepts(entry):
+                    found.append(entry)
+                if len(found) == limit:
+                    return DeadPage(found, None if entry is page[-1] and len(page) < PAGE else entry.id)
+            if len(page) < PAGE:
+                return DeadPage(found, None)
+            after = page[-1].id
+        return DeadPage(found, after)
+
+    async def revive(self, group: Group, wanted: DeadFilter, *, after: int = 0) -> Changed:
+        """Have those of a group that are meant tried again at once, with all their attempts and without their TTL."""
+        return await self._change(self._groups.revive, group, wanted, after)
+
+    async def discard(self, group: Group, wanted: DeadFilter, *, after: int = 0) -> Changed:
+        """Forget those of a group that are meant."""
+        return await self._change(self._groups.discard, group, wanted, after)
+
+    async def _change(self, change: Change, group: Group, wanted: DeadFilter, after: int) -> Changed:
+        """Change them page by page, but none that dies meanwhile: one that is tried again may die again at once."""
+        newest = await self._newest()
+        count = 0
+        for _ in range(PAGES):
+            page = await self._page(group, wanted, after)
+            seqs = [entry.seq for entry in page if entry.id <= newest and wanted.accepts(entry)]
+            if seqs:
+                count += await change(group, seqs)
+            if len(page) < PAGE or page[-1].id >= newest:
+                return Changed(count, None)
+            after = page[-1].id
+        return Changed(count, after)
+
+    async def _newest(self) -> int:
+        async with self._store._translated(), self._store._reader() as connection:
+            return (await connection.execute(self._sql.newest_dead)).scalar_one() or 0
+
+    async def _page(self, group: Group | None, wanted: DeadFilter, after: int) -> list[DeadEntry]:
+        query = self._sql.list_all_dead if group is None else self._sql.list_dead
+        parameters = {
+            "after": after,
+            "since": wanted.since,
+            "until": wanted.until,
+            "attempts": wanted.attempts,
+            "limit": PAGE,
+            **({} if group is None else {"group_id": group.id}),
+        }
+        async with self._store._translated(), self._store._reader() as connection:
+            rows = (await connection.execute(query, parameters)).all()
+        return [DeadEntry(*row[:-1], errors=json.loads(row.errors)) for row in rows]
