@@ -80,6 +80,8 @@ async def end(running: Mapping[Stage, asyncio.Task[None]]) -> None:
 
     A statement that is cancelled costs its connection, which the driver may not have closed yet when the pool ends.
     """
+    if not running:
+        return
     for stage in running:
         stage.bell.close()
     await asyncio.wait(running.values(), timeout=END_GRACE)
