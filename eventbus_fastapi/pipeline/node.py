@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +33,9 @@ from eventbus_fastapi.pipeline.notifier import Notifier
 from eventbus_fastapi.pipeline.publisher import Publisher
 from eventbus_fastapi.pipeline.retention import Retention
 from eventbus_fastapi.pipeline.sequencer import Sequencer
+from eventbus_fastapi.pipeline.start import Start as Start  # for whoever asks a node to read from somewhere
+from eventbus_fastapi.pipeline.start import resolve_start
+from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, Steward
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
@@ -41,16 +44,12 @@ from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)
 
-Start = Literal["now", "earliest"] | int | datetime
-"""Where a subscription begins: `now`, `earliest`, after a seq (exclusive), or at a time (aware datetime)."""
-
 READS = 2
 """Reads of history that a node does at the same time; others wait their turn without a connection."""
 SCAN_PAGES = 10
 """Pages of the log that one request for history looks through at most before it answers with what it has."""
 HISTORY_BYTES = 1_048_576
 """Bytes of payloads after which an answer with history ends; the last event may exceed them."""
-DEFAULT_MAX_ATTEMPTS = 10
 STOP_GRACE = 10.0
 """Seconds that a stop waits for publishes already taken."""
 
@@ -88,6 +87,7 @@ class Node:
         self.retention = Retention(store, settings)
         self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
         self.consumers = Consumers(store.groups, open_subscription=self._open_for_group, lease=settings.lease)
+        self.steward = Steward(store, require=self._require_running)
         self._reads = asyncio.Semaphore(READS)
         self._subscriptions: set[Subscription] = set()
 
@@ -256,7 +256,7 @@ class Node:
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
         head = await self.store.head()
         self.dispatcher.tell(head.last_seq)
-        after = await self._resolve(start, head)
+        after = await resolve_start(self.store, start, head)
         gaps = []
         if epoch is not None and epoch != head.epoch:
             after = head.first_seq - 1
@@ -359,7 +359,7 @@ class Node:
         """
         self._require_running()
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
-        after = await self._resolve(start, await self.store.head())
+        after = await resolve_start(self.store, start)
         group = await self.store.groups.ensure(
             name, chosen, after=after, ordered_by=ordered_by, max_attempts=max_attempts, is_declared=is_declared
         )
@@ -397,24 +397,6 @@ class Node:
         """The log has grown."""
         self.sequencer.hear(last_seq)
         self.dispatcher.tell(last_seq)
-
-    async def _resolve(self, start: Start, head: Head) -> int:
-        """Return the seq after which a subscription reads."""
-        match start:
-            case "now":
-                return head.last_seq
-            case "earliest":
-                return head.first_seq - 1
-            case datetime():
-                if start.tzinfo is None:
-                    raise InvalidEvent(f"start {start.isoformat()} has no time zone; expected an aware datetime")
-                return await self.store.seek(int(start.timestamp() * 1_000_000))
-            case int() if not isinstance(start, bool) and start >= 0:
-                return start
-            case _:
-                raise InvalidEvent(
-                    f"start must be 'now', 'earliest', a seq ≥ 0 or an aware datetime, got {quote(start)}"
-                )
 
     def _require_running(self) -> None:
         if not self._is_running:

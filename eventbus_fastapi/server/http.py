@@ -12,24 +12,20 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import Path, Query, Request, Response
 from pydantic_core import to_json
 
-from eventbus_fastapi import codec
 from eventbus_fastapi.errors import (
     BadFrame,
     BatchTooLarge,
-    BodyTooLarge,
     EventBusError,
     InvalidEvent,
-    InvalidPayload,
     InvalidRequest,
     NotReady,
-    UnsupportedMediaType,
-    quote,
 )
 from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.protocol import fields
 from eventbus_fastapi.protocol.commands import FRAME_DEPTH, MAX_PATTERNS
 from eventbus_fastapi.protocol.events import event_object, parse_draft
+from eventbus_fastapi.server.bodies import json_answer, parse_body, read_body
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.topics import check_pattern
 
@@ -76,14 +72,13 @@ class Endpoints:
         When this is answered, the events are committed in the database. Publishing an event again with the same
         `message_id` stores nothing and answers the first one's `seq`: so after a lost answer, send it again.
         """
-        _check_media_type(request)
-        published = _parse(await _read(request, self._node.settings.max_body), self._node.settings)
+        published = _parse(await read_body(request, self._node.settings.max_body), self._node.settings)
         if published.is_live:
             receipts = [self._node.publish_live(draft) for draft in published.drafts]
         else:
             receipts = await self._node.submit(published.drafts)
         answers = [_answer(receipt, published.is_live) for receipt in receipts]
-        return _json(to_json(answers if published.is_list else answers[0]), status=201)
+        return json_answer(to_json(answers if published.is_list else answers[0]), status=201)
 
     async def list_events(
         self,
@@ -96,22 +91,24 @@ class Endpoints:
         page = await self._node.history(wanted, after, limit)
         events = ",".join(event_object(message) for message in page.messages)
         following = "null" if page.next is None else page.next
-        return _json(f'{{"events":[{events}],"next":{following},"head":{page.head},"first_seq":{page.first_seq}}}')
+        return json_answer(
+            f'{{"events":[{events}],"next":{following},"head":{page.head},"first_seq":{page.first_seq}}}'
+        )
 
     async def get_event(self, seq: Seq) -> Response:
         """Read one event, and whether a reader has acknowledged it."""
         stored = await self._node.get(seq)
-        return _json(f'{event_object(stored.message)[:-1]},"status":"{stored.status}"}}')
+        return json_answer(f'{event_object(stored.message)[:-1]},"status":"{stored.status}"}}')
 
     async def healthz(self) -> Response:
         """Tell that the process runs. Says nothing about the database: see `/readyz`."""
-        return _json(b'{"status":"ok"}')
+        return json_answer(b'{"status":"ok"}')
 
     async def readyz(self) -> Response:
         """Tell whether the database answers, the schema is current and the listener is alive."""
         if problems := await self._node.problems():
             raise NotReady(problems)
-        return _json(b'{"status":"ready"}')
+        return json_answer(b'{"status":"ready"}')
 
 
 class _Published(NamedTuple):
@@ -123,43 +120,8 @@ class _Published(NamedTuple):
     is_list: bool
 
 
-def _check_media_type(request: Request) -> None:
-    """Refuse what is not JSON: a form or plain text can be sent by any web page without asking first."""
-    given = request.headers.get("content-type", "")
-    if not _is_json_in_utf8(given):
-        raise UnsupportedMediaType(f"expected content type application/json (UTF-8), got {quote(given)}")
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMediaType(f"expected a body without content encoding, got {quote(encoding)}")
-
-
-def _is_json_in_utf8(content_type: str) -> bool:
-    # As an event's own content type is read: quickly, also where somebody has made it long and full of semicolons.
-    try:
-        codec.check_content_type(content_type.strip(" \t;"))
-    except InvalidPayload:
-        return False
-    return content_type.partition(";")[0].strip().lower() == codec.JSON
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """Return the body; one that is too large is refused as soon as that is known, before it is in memory."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and (len(declared) > len(str(fields.MAX_SEQ)) or int(declared) > limit):
-        raise BodyTooLarge(limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit:
-            raise BodyTooLarge(limit)
-        body += chunk
-    return bytes(body)
-
-
 def _parse(body: bytes, limits: Settings) -> _Published:
-    try:
-        parsed = codec.parse_json(body, max_depth=limits.max_depth + FRAME_DEPTH)
-    except InvalidPayload as exc:
-        raise InvalidRequest(f"the body cannot be used: {exc}") from exc
+    parsed = parse_body(body, limits.max_depth + FRAME_DEPTH)
     if type(parsed) is not list:
         draft, is_live = _parse_event(parsed, limits)
         return _Published([draft], is_live, is_list=False)
@@ -198,7 +160,3 @@ def _parse_event(event: object, limits: Settings) -> tuple[Draft, bool]:
 def _answer(receipt: Receipt, is_live: bool) -> dict[str, Any]:
     answer = {"seq": receipt.seq, "message_id": receipt.message_id, "duplicate": receipt.duplicate}
     return {**answer, "durable": False} if is_live else answer
-
-
-def _json(content: bytes | str, status: int = 200) -> Response:
-    return Response(content, status, {"Cache-Control": "no-store"}, codec.JSON)

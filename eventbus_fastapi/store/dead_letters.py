@@ -145,4 +145,4 @@ class DeadLetters:
         }
         async with self._store._translated(), self._store._reader() as connection:
             rows = (await connection.execute(query, parameters)).all()
-        return [DeadEntry(*row[:-1], errors=json.loads(row.errors)) for row in rows]
+        return [DeadEntry._make((*row[:-1], json.loads(row.errors))) for row in rows]

@@ -558,7 +558,7 @@ class Groups:
         parameters = {"group_id": group.id, "after": after, "limit": limit}
         async with self._store._translated(), self._store._reader() as connection:
             return [
-                WaitingRetry(*row[:6], is_held=bool(row.is_held), errors=json.loads(row.errors))
+                WaitingRetry._make((*row[:6], bool(row.is_held), json.loads(row.errors)))
                 for row in await connection.execute(self.sql.list_retries, parameters)
             ]
 

@@ -1,0 +1,67 @@
+"""The bodies of HTTP: JSON that is read before anything is done, and JSON that is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+
+from eventbus_fastapi import codec
+from eventbus_fastapi.errors import BodyTooLarge, InvalidPayload, InvalidRequest, UnsupportedMediaType, quote
+from eventbus_fastapi.protocol import fields
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return the body, which must say that it is JSON.
+
+    One that is too large is refused as soon as that is known, before it is in memory.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge: it is another, or larger than `limit` bytes.
+    """
+    _check_media_type(request)
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and (len(declared) > len(str(fields.MAX_SEQ)) or int(declared) > limit):
+        raise BodyTooLarge(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit:
+            raise BodyTooLarge(limit)
+        body += chunk
+    return bytes(body)
+
+
+def parse_body(body: bytes, max_depth: int) -> Any:
+    """Return what a body says.
+
+    Raises:
+        InvalidRequest: it is no JSON, or nested more deeply.
+    """
+    try:
+        return codec.parse_json(body, max_depth=max_depth)
+    except InvalidPayload as exc:
+        raise InvalidRequest(f"the body cannot be used: {exc}") from exc
+
+
+def json_answer(content: bytes | str, status: int = 200) -> Response:
+    """Return an answer of JSON text."""
+    return Response(content, status, {"Cache-Control": "no-store"}, codec.JSON)
+
+
+def _check_media_type(request: Request) -> None:
+    """Refuse what is not JSON: a form or plain text can be sent by any web page without asking first."""
+    given = request.headers.get("content-type", "")
+    if not _is_json_in_utf8(given):
+        raise UnsupportedMediaType(f"expected content type application/json (UTF-8), got {quote(given)}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType(f"expected a body without content encoding, got {quote(encoding)}")
+
+
+def _is_json_in_utf8(content_type: str) -> bool:
+    # As an event's own content type is read: quickly, also where somebody has made it long and full of semicolons.
+    try:
+        codec.check_content_type(content_type.strip(" \t;"))
+    except InvalidPayload:
+        return False
+    return content_type.partition(";")[0].strip().lower() == codec.JSON
