@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -20,8 +20,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventbus_fastapi.errors import InvalidEvent, SettingsError, SlowConsumer, SubscriptionClosed, quote
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.pipeline.channel import Gap
+from eventbus_fastapi.pipeline.handlers import HandlerGroup, HandlerOptions
+from eventbus_fastapi.pipeline.listeners import Listeners
 from eventbus_fastapi.pipeline.node import Node, Start
+from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.pipeline.worker import Queue
+from eventbus_fastapi.pipeline.workers import Workers
 from eventbus_fastapi.server.router import build_router
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import (
@@ -33,7 +38,8 @@ from eventbus_fastapi.store import (
     close_engine,
     create_session_engine,
 )
-from eventbus_fastapi.topics import check_pattern
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
@@ -66,6 +72,7 @@ class EventBus:
         database: an SQLAlchemy URL with an async driver, an `AsyncEngine` to share (it is never disposed here), or
             `Settings`. None: the settings' `database_url`, which defaults to the file eventbus.db.
         settings: everything else; defaults to the environment (`EVENTBUS_*`).
+        workers: serve the handlers in this process, from start to stop of the bus. Defaults to False.
         overrides: single settings by name, such as `poll_interval=0.05`.
 
     Raises:
@@ -77,6 +84,7 @@ class EventBus:
         database: str | URL | AsyncEngine | Settings | None = None,
         *,
         settings: Settings | None = None,
+        workers: bool = False,
         **overrides: Any,
     ) -> None:
         engine = database if isinstance(database, AsyncEngine) else None
@@ -103,6 +111,11 @@ class EventBus:
         self._blocks = 0
         self._owns_session_engine = self._session_engine is None
         self._outbox = Outbox(self.node.store.sql, self._expect_commit)
+        self.handlers = HandlerGroup()
+        """Every handler that is registered."""
+        self.workers = Workers(self.node, self.handlers, lambda: self.engine)
+        self._starts_workers = workers
+        self._listeners = Listeners()
 
     def _expect_commit(self) -> None:
         self.node.sequencer.expect()  # looked up at each commit: a started node has a new one
@@ -129,9 +142,13 @@ class EventBus:
             StoreUnavailable: the database cannot be reached.
         """
         await self.node.start()
+        if self._starts_workers:
+            await self.workers.start()
 
     async def stop(self) -> None:
-        """Store what was taken, end subscriptions, disconnect. Stopping twice is once."""
+        """Let handlers end, store what was taken, end subscriptions, disconnect. Stopping twice is once."""
+        self.workers.shutdown()
+        await self.workers.join(self.settings.worker_grace)
         await self.node.stop()
         if self._owns_session_engine and self._session_engine is not None:
             await close_engine(self._session_engine)
@@ -250,6 +267,45 @@ class EventBus:
         self._outbox.add_sync(transaction, draft)
         return Receipt(draft.message_id, None)
 
+    # --- handling ---
+
+    def handler(self, *patterns: str | type[Event], **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
+        """Register the function or class below as a handler of events; see `HandlerGroup.handler`."""
+        return self.handlers.handler(*patterns, **options)
+
+    def include(self, group: HandlerGroup) -> None:
+        """Take the handlers of a group that another module has made, also those that it gets later.
+
+        Raises:
+            InvalidHandler: two handlers have the same name; nothing was taken.
+        """
+        self.handlers.include(group)
+
+    def queue(self, name: str, *, workers: int = 10, batch_size: int = 100) -> None:
+        """Say how a queue is served by the workers of this process, from their next start on.
+
+        Args:
+            name: the handlers' `queue`.
+            workers: events that it handles at the same time. Defaults to 10.
+            batch_size: events that are taken from the log at once, at most. Defaults to 100.
+
+        Raises:
+            InvalidHandler: a number is not 1 or more.
+        """
+        self.workers.describe(Queue(name, workers, batch_size))
+
+    def listener(self, *wanted: str | type[Event]) -> Callable[[F], F]:
+        """Register the function below to be called by `emit`, in this process; see `Listeners.listener`."""
+        return self._listeners.listener(*wanted)
+
+    async def emit(self, event: Event) -> None:
+        """Call the listeners of an event, one after the other; nothing is stored.
+
+        Raises:
+            ExceptionGroup: some of them failed; the others have run all the same.
+        """
+        await self._listeners.emit(event)
+
     # --- reading ---
 
     def subscribe(
@@ -287,7 +343,7 @@ class EventBus:
             raise InvalidEvent("give at least one pattern or Event class to subscribe to")
         return Subscribing(
             lambda: self.node.subscribe(
-                [_pattern_of(pattern) for pattern in patterns],
+                [pattern_of(pattern) for pattern in patterns],
                 start if after is None else after,
                 include_processed=include_processed,
                 overflow=overflow,
@@ -307,17 +363,6 @@ class EventBus:
     async def head(self) -> Head:
         """Return the newest seq, the oldest kept, and the log's epoch."""
         return await self.node.head()
-
-
-def _pattern_of(pattern: str | type[Event]) -> str:
-    if not isinstance(pattern, type):
-        return check_pattern(pattern)
-    if not issubclass(pattern, Event):
-        raise InvalidEvent(f"expected a pattern or an Event class to subscribe to, got the class {pattern.__name__}")
-    if not pattern.__topic__:
-        name = pattern.__name__
-        raise InvalidEvent(f'{name} has no topic: declare it as class {name}(Event, topic="…"), or give a pattern')
-    return pattern.__topic__
 
 
 def _shown(value: object) -> str:

@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     lease: float = Field(30.0, ge=1)
     """Seconds that a node may hold deliveries of a group without a word before others may take them; it renews them
     meanwhile. Defaults to 30."""
+    worker_grace: float = Field(30.0, ge=0)
+    """Seconds that running handlers have to end when the bus stops. Defaults to 30."""
 
     # --- connections ---
     heartbeat: float = Field(15.0, gt=0)

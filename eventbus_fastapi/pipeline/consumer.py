@@ -19,6 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from eventbus_fastapi.errors import EventBusError, NotRunning, SubscriptionClosed
 from eventbus_fastapi.events import Message
@@ -99,25 +100,37 @@ class Consumer:
 
     # --- deliveries ---
 
-    async def take(self, limit: int) -> list[Delivery]:
+    @property
+    def has_work(self) -> bool:
+        """True if there is something to claim, as far as this node knows."""
+        if self._ready or self.group.is_paused:
+            return False
+        return bool(self._buffer) or self._is_retry_due()
+
+    async def take(self, limit: int | Callable[[], int]) -> list[Delivery]:
         """Wait for events and hold up to `limit` of them for the group; return them.
+
+        `limit` may be a function, asked when there is something to take: if it says 0, nothing is taken or returned.
 
         Raises:
             GroupNotFound: the group was deleted.
             NotRunning: the consumer was closed.
             StoreUnavailable: the database is away; take again.
         """
-        limit = min(limit, LARGEST_CLAIM)
         async with self._turn:
             while True:
                 if self._ending is not None:
                     raise self._ending
-                if self._has_work():
-                    await self._fill(limit)
-                if taken := self._take_ready(limit):
-                    return taken
-                if not self._has_work():
+                if not self._ready and not self.has_work:
                     await self._bell.wait(self._wait())
+                    continue
+                most = min(limit if isinstance(limit, int) else limit(), LARGEST_CLAIM)
+                if most <= 0:
+                    return []
+                if self.has_work:
+                    await self._fill(most)
+                if taken := self._take_ready(most):
+                    return taken
 
     def settle(self, delivery: Delivery, settled: Settled) -> None:
         """Take the outcome of a delivery; it is written soon."""
@@ -127,7 +140,12 @@ class Consumer:
     def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
         """Take the outcome of a delivery; return a future that is set after the commit. See `Settler`."""
         self._after(delivery, settled)
-        return self._settler.settle_and_tell(delivery, settled)
+        answer = self._settler.settle_and_tell(delivery, settled)
+        if not isinstance(settled, Ack | Discard | Dead):
+            # Who has looked for it meanwhile has not found it: it was not written yet.
+            after = 0.0 if isinstance(settled, Release) else settled.after or 0.0
+            answer.add_done_callback(lambda _: self._expect_retry(answer.get_loop().time() + after))
+        return answer
 
     def forget(self, delivery: Delivery, settled: Settled) -> None:
         """Its outcome was written in a transaction of somebody else's."""
@@ -154,11 +172,6 @@ class Consumer:
         taken = [delivery for delivery in taken if not delivery.is_lost]
         self._out.update(taken)
         return taken
-
-    def _has_work(self) -> bool:
-        if self._ready or self.group.is_paused:
-            return False
-        return bool(self._buffer) or self._is_retry_due()
 
     def _is_retry_due(self) -> bool:
         return self._retry_at is not None and self._retry_at <= asyncio.get_running_loop().time()
@@ -282,14 +295,16 @@ class Consumer:
         """What the end of a delivery means for others."""
         self._out.discard(delivery)
         if isinstance(settled, Retry | Snooze):
-            self._expect_retry(asyncio.get_running_loop().time() + (settled.after or 0))
+            at = asyncio.get_running_loop().time() + (settled.after or 0)
+            delivery.on_written = partial(self._expect_retry, at)
         elif isinstance(settled, Release):
-            self._expect_retry(0.0)
+            delivery.on_written = partial(self._expect_retry, 0.0)
         if self.group.ordered_by is None or delivery.message.key is None:
             return
         behind = self._behind.pop(delivery.message.key, None)
         if not behind:
-            self._expect_retry(0.0)  # others of its key may wait in the store
+            if delivery.on_written is None:
+                delivery.on_written = partial(self._expect_retry, 0.0)  # others of its key may wait in the store
             return
         if isinstance(settled, Ack | Discard | Dead):
             self._ready.append(behind.popleft())
@@ -297,7 +312,7 @@ class Consumer:
             self._bell.ring()
             return
         for waiting in behind:
-            self._settler.settle(waiting, Release())
+            self._settler.settle(waiting, Release())  # it is found when what fails now is settled
 
     def _expect_retry(self, at: float) -> None:
         if self._retry_at is None or at < self._retry_at:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 
 from eventbus_fastapi.errors import EventBusError
@@ -34,12 +35,15 @@ class Consumers:
         self.groups = groups
         self.owner = name_node()
         self.settler = Settler(groups, lease=lease)
-        self._rescuer = Rescuer(groups, lambda: tuple(self._consumers.values()))
+        self._rescuer = Rescuer(groups, lambda: tuple(self))
         self._open_subscription = open_subscription
         self._lease = lease
         self._consumers: dict[int, Consumer] = {}
         self._users: dict[int, int] = {}
         self._running: dict[service.Stage, asyncio.Task[None]] = {}
+
+    def __iter__(self) -> Iterator[Consumer]:
+        return iter(tuple(self._consumers.values()))
 
     def open(self, group: Group) -> Consumer:
         """Return the consumer of a group, for one more who takes from it. Each gives it back with `close`."""

@@ -23,7 +23,18 @@ Settled = Outcome | Release
 class Delivery:
     """See the module's docstring."""
 
-    __slots__ = ("attempt", "errors", "group_id", "is_lost", "is_retry", "is_settled", "message", "on_lost", "token")
+    __slots__ = (
+        "attempt",
+        "errors",
+        "group_id",
+        "is_lost",
+        "is_retry",
+        "is_settled",
+        "message",
+        "on_lost",
+        "on_written",
+        "token",
+    )
 
     def __init__(
         self,
@@ -50,6 +61,8 @@ class Delivery:
         """True once the lease is another's: what is done now is done twice."""
         self.on_lost: Callable[[], object] | None = None
         """Called when it is lost."""
+        self.on_written: Callable[[], object] | None = None
+        """Called when its outcome is in the store."""
 
     def __repr__(self) -> str:
         return f"<Delivery seq={self.message.seq} attempt={self.attempt}>"

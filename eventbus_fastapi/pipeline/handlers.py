@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from eventbus_fastapi.backoff import Backoff, Duration, Sequence, seconds
 from eventbus_fastapi.errors import InvalidEvent, InvalidHandler, quote
@@ -56,6 +56,19 @@ class Handler:
     def is_transactional(self) -> bool:
         """Whether it writes its effects and its ack in one transaction, the bus's."""
         return self.target.plan.is_transactional
+
+
+class HandlerOptions(TypedDict, total=False):
+    """What may be said about a handler; see `HandlerGroup.handler`."""
+
+    group: str | None
+    queue: str
+    max_retries: int | None
+    timeout: Duration | None
+    backoff: Backoff | None
+    priority: int
+    ordered_by: OrderedBy | None
+    factory: Factory | None
 
 
 class HandlerGroup:

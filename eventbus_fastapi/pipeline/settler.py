@@ -177,6 +177,8 @@ class Settler:
             if is_stale:
                 delivery.is_lost = True
                 logger.info("an outcome came after the lease of seq %d had ended", delivery.message.seq)
+            elif delivery.on_written is not None:
+                delivery.on_written()
             self._answer([entry], LeaseLost([delivery.message.seq]) if is_stale else None)
 
     def _settlement(self, entries: list[Entry]) -> Settlement:

@@ -22,17 +22,26 @@ import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from eventbus_fastapi.backoff import FullJitter
-from eventbus_fastapi.errors import EventBusError, GroupNotFound, LeaseLost, NotRunning, StoreUnavailable
-from eventbus_fastapi.pipeline.consumer import Consumer
+from eventbus_fastapi.errors import (
+    EventBusError,
+    GroupNotFound,
+    InvalidHandler,
+    LeaseLost,
+    NotRunning,
+    StoreUnavailable,
+    quote,
+)
+from eventbus_fastapi.pipeline.consumer import LARGEST_CLAIM, Consumer
 from eventbus_fastapi.pipeline.delivery import Delivery, Release
 from eventbus_fastapi.pipeline.executor import Executor
 from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze, decide
+from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +63,23 @@ class Queue:
     batch_size: int = 100
     """Events that one claim takes at most. Defaults to 100."""
 
+    def __post_init__(self) -> None:
+        for name, most in (("workers", 1_000), ("batch_size", LARGEST_CLAIM)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise InvalidHandler(
+                    self.name, f"{name} must be an integer from 1 to {most:,}, got {quote(value)}", kind="queue"
+                )
+
 
 class Worker:
-    """See the module's docstring. One per node; it may be started again after a stop."""
+    """See the module's docstring. Made for one start."""
 
     def __init__(self, node: Node, executor: Executor, engine: AsyncEngine) -> None:
         self._node = node
         self._executor = executor
         self._engine = engine
         self._pools: list[_Pool] = []
-
-    @property
-    def is_running(self) -> bool:
-        return bool(self._pools)
 
     async def start(self, handlers: Iterable[Handler], queues: Iterable[Queue] = ()) -> None:
         """Serve handlers, those of a queue that is not described with the defaults of one.
@@ -92,12 +105,16 @@ class Worker:
                 )
                 pool.serve(handler, consumer)
 
-    async def stop(self, grace: float = 30.0) -> None:
-        """End within `grace` seconds, and a few; see the module's docstring."""
-        pools, self._pools = self._pools, []
-        for pool in pools:
+    def shutdown(self) -> None:
+        """Take no more events, and give back those that have not begun."""
+        for pool in self._pools:
             pool.end_pulling()
-        await asyncio.gather(*(pool.stop(grace) for pool in pools))
+
+    async def join(self, timeout: float) -> bool:
+        """Wait until nothing runs any more, cancel what does after `timeout` seconds; return whether all was done."""
+        self.shutdown()
+        pools, self._pools = self._pools, []
+        return all(await asyncio.gather(*(pool.stop(timeout) for pool in pools)))
 
     async def run(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> None:
         """Handle one delivery and settle it."""
@@ -122,23 +139,12 @@ class Worker:
                     logger.warning("rolled %s back at seq %d: its lease was lost", handler.group, delivery.message.seq)
                 except Exception as exc:  # noqa: BLE001 - a deferred constraint, perhaps: the attempt failed
                     await session.rollback()
-                    _settle(handler, consumer, delivery, self._decide(handler, delivery, exc))
+                    _settle(handler, consumer, delivery, self._executor.decide(handler, exc, delivery.attempt))
                 else:
                     consumer.forget(delivery, outcome)
                 return
             await session.rollback()
         _settle(handler, consumer, delivery, outcome)
-
-    def _decide(self, handler: Handler, delivery: Delivery, exc: Exception) -> Outcome:
-        return decide(
-            exc,
-            attempt=delivery.attempt,
-            max_attempts=handler.max_attempts,
-            backoff=handler.backoff,
-            handler=handler.group,
-            node=self._node.consumers.owner,
-            now=self._node.store.estimate_now(),
-        )
 
     async def give_back(self, consumer: Consumer) -> None:
         await self._node.consumers.close(consumer)
@@ -178,6 +184,9 @@ class _Served:
         self.queued = 0
         """Jobs that wait for a runner."""
 
+    def is_before(self, other: _Served) -> bool:
+        return self.handler.priority > other.handler.priority
+
     def note(self, seconds: float) -> None:
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
@@ -215,7 +224,8 @@ class _Pool:
             _, _, served, delivery = self._jobs.get_nowait()
             served.consumer.settle(delivery, Release())
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> bool:
+        is_done = True
         if self._pullers:
             await asyncio.wait(self._pullers)
         try:
@@ -224,6 +234,7 @@ class _Pool:
                     self._room.clear()
                     await self._room.wait()
         except TimeoutError:
+            is_done = False
             logger.warning("gave back %d events of queue %s that were not done in time", self._busy, self._queue.name)
         for runner in self._runners:
             runner.cancel()
@@ -232,18 +243,14 @@ class _Pool:
             logger.error("%d handlers of queue %s do not end though cancelled", len(hanging), self._queue.name)
         for served in self._served:
             await self._worker.give_back(served.consumer)
+        return is_done
 
     async def _pull(self, served: _Served) -> None:
         pauses = FullJitter(base=0.05, cap=1.0)
         failures = 0
         while True:
-            wanted = self._wanted(served)
-            if wanted <= 0:
-                self._room.clear()
-                await self._room.wait()
-                continue
             try:
-                deliveries = await served.consumer.take(wanted)
+                deliveries = await served.consumer.take(partial(self._wanted, served))
             except StoreUnavailable as exc:
                 if failures == 0:
                     logger.warning("%s waits: %s", served.handler.group, exc)
@@ -259,21 +266,29 @@ class _Pool:
                 await asyncio.sleep(pauses.delay(failures))
                 continue
             failures = 0
+            if not deliveries:
+                self._room.clear()
+                await self._room.wait()
+                continue
             for delivery in deliveries:
                 self._jobs.put_nowait((-served.handler.priority, next(self._number), served, delivery))
             served.queued += len(deliveries)
+            self._room.set()  # those of a lower priority may have waited for us
 
     def _wanted(self, served: _Served) -> int:
         """Return how many more events of a handler may wait for a runner."""
+        if any(each.is_before(served) and each.consumer.has_work for each in self._served):
+            return 0
         free = self._queue.workers - self._busy - self._jobs.qsize()
         if served.handler.is_transactional:
             return min(1, free)
         if served.seconds is None:
             return min(free, self._queue.batch_size)
-        soon = int(AHEAD * self._queue.workers / max(served.seconds, 1e-6))
-        wanted = max(free, min(soon, self._queue.batch_size) - served.queued)
+        batch = self._queue.batch_size
+        soon = min(int(AHEAD * self._queue.workers / max(served.seconds, 1e-6)), 2 * batch)
+        wanted = min(batch, max(free, soon - served.queued))
         # A claim costs the same whatever it takes: many small ones would be slow where the handler is fast.
-        return 0 if 0 < wanted < min(soon, self._queue.batch_size) // 2 and free <= 0 else wanted
+        return wanted if free > 0 or 2 * wanted >= min(batch, soon) else 0
 
     async def _run(self) -> None:
         done = 0

@@ -1,0 +1,89 @@
+"""The workers of a bus in this process: which queues they serve, and when they begin and end.
+
+stopped ──start──▶ running ──shutdown──▶ ending ──(all done, or the time of join is over)──▶ stopped
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventbus_fastapi.errors import InvalidHandler, quote
+from eventbus_fastapi.pipeline.executor import Executor
+from eventbus_fastapi.pipeline.handlers import HandlerGroup
+from eventbus_fastapi.pipeline.node import Node
+from eventbus_fastapi.pipeline.worker import Queue, Worker
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT = 30.0
+
+
+class Workers:
+    """See the module's docstring."""
+
+    def __init__(self, node: Node, handlers: HandlerGroup, engine: Callable[[], AsyncEngine]) -> None:
+        self.dependency_overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
+        """Called in the place of dependencies of handlers. May be an app's `dependency_overrides`."""
+        self._node = node
+        self._handlers = handlers
+        self._engine = engine
+        self._queues: dict[str, Queue] = {}
+        self._worker: Worker | None = None
+        self._executor: Executor | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """True from `start` until `join` has ended."""
+        return self._worker is not None
+
+    def describe(self, queue: Queue) -> None:
+        """Say how a queue is served, from the next start on."""
+        self._queues[queue.name] = queue
+
+    async def start(self, queues: Sequence[str] | None = None) -> None:
+        """Serve the handlers of some queues; None: of all. Starting twice is once.
+
+        Raises:
+            InvalidHandler: no handler is of a queue that was named.
+            NotRunning, StoreUnavailable: the bus is not started, or the database is away.
+        """
+        if self._worker is not None:
+            return
+        served = [handler for handler in self._handlers if queues is None or handler.queue in queues]
+        for name in queues or ():
+            if name not in {handler.queue for handler in served}:
+                known = ", ".join(sorted({handler.queue for handler in self._handlers})) or "none"
+                raise InvalidHandler(
+                    name, f"no handler is of the queue {quote(name)}; there are: {known}", kind="queue"
+                )
+        self._executor = Executor(
+            self._node.settings, node=self._node.consumers.owner, overrides=self.dependency_overrides
+        )
+        self._worker = Worker(self._node, self._executor, self._engine())
+        try:
+            await self._worker.start(served, self._queues.values())
+        except BaseException:
+            self.shutdown()
+            await self.join(0)
+            raise
+        logger.info("serving %d handlers", len(served))
+
+    def shutdown(self) -> None:
+        """Take no more events, and give back those that have not begun; what runs goes on. See `join`."""
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    async def join(self, timeout: float = JOIN_TIMEOUT) -> bool:
+        """Wait for the end after a `shutdown`; what is not done after `timeout` seconds is cancelled and given back,
+        without an attempt counted. Return whether all was done.
+        """
+        if self._worker is None or self._executor is None:
+            return True
+        is_done = await self._worker.join(timeout)
+        self._executor.close()
+        self._worker = self._executor = None
+        return is_done
