@@ -276,6 +276,9 @@ class LeaseLost(EventBusError):
         shown = ", ".join(map(str, self.seqs[:10])) + (", …" if len(self.seqs) > 10 else "")
         super().__init__(f"no longer held: {shown}")
 
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "seqs": self.seqs}
+
 
 class StoreError(EventBusError):
     """The database did not do what was asked."""

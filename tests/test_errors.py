@@ -69,7 +69,7 @@ def test_an_error_describes_itself_as_the_wire_shows_it(error: type[EventBusErro
     described = made.describe()
     members = {"code": made.code, "status": made.status, "message": str(made), "retry": made.retry}
     assert described.items() >= members.items()
-    assert described.keys() - members.keys() <= {"retry_after", "problems"}
+    assert described.keys() - members.keys() <= {"retry_after", "problems", "seqs"}
     assert described["message"]
     assert 400 <= described["status"] <= 599
 

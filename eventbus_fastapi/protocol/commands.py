@@ -14,13 +14,13 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from eventbus_fastapi import codec
+from eventbus_fastapi.backoff import LONGEST
 from eventbus_fastapi.errors import (
     BadFrame,
     BatchTooLarge,
     EventBusError,
     FrameTooLarge,
     InvalidPayload,
-    NotSupported,
     UnknownFrameType,
 )
 from eventbus_fastapi.events import Draft
@@ -42,6 +42,16 @@ MAX_SUB = 64
 """Longest subscription id, characters."""
 FRAME_DEPTH = 6
 """Nesting that frames add around a payload."""
+
+DEFAULT_CREDIT = 100
+"""Events that a member of a group holds at most, if it does not say."""
+DEFAULT_ACK_WAIT = 30.0
+"""Seconds that a member has to settle an event, if it does not say."""
+MIN_ACK_WAIT, MAX_ACK_WAIT = 0.1, 43_200.0
+"""Bounds of that, seconds."""
+DEFAULT_MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = 100
+"""Most attempts that a group may be made with."""
 
 
 class Publish(NamedTuple):
@@ -68,6 +78,12 @@ class Subscribe(NamedTuple):
     buffer: int | None = None
     """None: the server's own limit."""
     id: int | None = None
+    group: str | None = None
+    """None: the connection reads for itself."""
+    ack_wait: float | None = None
+    """Seconds that a member of the group has to settle an event; None: the default."""
+    max_attempts: int | None = None
+    """Attempts after which an event becomes a dead letter, where the group is made; None: the default."""
 
 
 class Unsubscribe(NamedTuple):
@@ -80,6 +96,10 @@ class Acknowledge(NamedTuple):
 
     events: Sequence[tuple[int, UUID | None]]
     id: int | None = None
+    sub: Sub | None = None
+    """The subscription that they came with; it matters only where that is a group's."""
+    attempt: int | None = None
+    """The attempt that is acknowledged, of one event of a group; None: whichever the member holds."""
 
 
 class AcknowledgeUpTo(NamedTuple):
@@ -87,6 +107,44 @@ class AcknowledgeUpTo(NamedTuple):
 
     sub: Sub
     up_to: int
+    id: int | None = None
+
+
+class Chosen(NamedTuple):
+    """Which of the events that a member of a group holds are meant."""
+
+    seqs: Sequence[int] = ()
+    up_to: int | None = None
+    """All up to this seq, inclusive; None: `seqs`."""
+    attempt: int | None = None
+    """The attempt that is meant, of one seq; None: whichever the member holds."""
+
+
+class Nack(NamedTuple):
+    """Give events back, for another attempt."""
+
+    chosen: Chosen
+    sub: Sub | None = None
+    delay: float | None = None
+    """Seconds until then; None: the server's backoff."""
+    reason: str | None = None
+    id: int | None = None
+
+
+class Reject(NamedTuple):
+    """Give events up: they become dead letters at once."""
+
+    chosen: Chosen
+    sub: Sub | None = None
+    reason: str | None = None
+    id: int | None = None
+
+
+class Extend(NamedTuple):
+    """Begin the ack wait of events anew."""
+
+    chosen: Chosen
+    sub: Sub | None = None
     id: int | None = None
 
 
@@ -108,7 +166,9 @@ class Refused(NamedTuple):
     sub: Sub | None = None
 
 
-Command = Publish | Subscribe | Unsubscribe | Acknowledge | AcknowledgeUpTo | Credit | Ping
+Settling = Nack | Reject | Extend
+"""What only a member of a group says."""
+Command = Publish | Subscribe | Unsubscribe | Acknowledge | AcknowledgeUpTo | Settling | Credit | Ping
 
 
 # --- reading, by the server ----------------------------------------------------------------------
@@ -187,7 +247,8 @@ def _is_live(event: fields.Object) -> bool:
 
 def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Settings) -> Subscribe:
     if frame.get("group") is not None:
-        raise NotSupported("field 'group': this server has no groups")
+        return _parse_group(frame, frame_id, limits)
+    _refuse_fields(frame, OF_GROUPS, "only a subscription with a 'group' has it")
     return Subscribe(
         _patterns(frame),
         _sub(frame),
@@ -200,6 +261,39 @@ def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Setting
         fields.integer(frame, "buffer", maximum=limits.buffer),
         frame_id,
     )
+
+
+OF_GROUPS = ("ack_wait", "max_attempts")
+"""Options that only groups have."""
+NOT_OF_GROUPS = ("epoch", "include_processed", "processed_before", "overflow", "buffer")
+"""Options that groups have not: a group keeps its own place in the log."""
+
+
+def _parse_group(frame: fields.Object, frame_id: int | None, limits: Settings) -> Subscribe:
+    _refuse_fields(frame, NOT_OF_GROUPS, "a group keeps its own place and has none")
+    return Subscribe(
+        _patterns(frame),
+        _sub(frame),
+        _start(frame),
+        credit=fields.integer(frame, "credit", maximum=limits.buffer),
+        id=frame_id,
+        group=fields.string(frame, "group"),
+        ack_wait=_duration(frame, "ack_wait", MIN_ACK_WAIT, MAX_ACK_WAIT),
+        max_attempts=fields.integer(frame, "max_attempts", maximum=MAX_ATTEMPTS),
+    )
+
+
+def _refuse_fields(frame: fields.Object, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if frame.get(name) is not None:
+            raise BadFrame(f"field '{name}': {why}")
+
+
+def _duration(frame: fields.Object, name: str, minimum: float, maximum: float) -> float | None:
+    value = fields.seconds(frame, name)
+    if value is not None and not minimum <= value <= maximum:
+        raise fields.wrong(name, f"{minimum:g} to {maximum:,g} seconds", frame[name])
+    return value
 
 
 def _patterns(frame: fields.Object) -> tuple[str, ...]:
@@ -248,16 +342,39 @@ def _parse_unsubscribe(frame: fields.Object, frame_id: int | None, limits: Setti
 
 
 def _parse_ack(frame: fields.Object, frame_id: int | None, limits: Settings) -> Acknowledge | AcknowledgeUpTo:
+    chosen = _chosen(frame)
+    if chosen.up_to is not None:
+        return AcknowledgeUpTo(_required_sub(frame), chosen.up_to, frame_id)
+    sub = _sub(frame)
+    if frame.get("seq") is not None:
+        return Acknowledge(((chosen.seqs[0], fields.message_id(frame)),), frame_id, sub, chosen.attempt)
+    return Acknowledge([(seq, None) for seq in chosen.seqs], frame_id, sub)
+
+
+def _parse_nack(frame: fields.Object, frame_id: int | None, limits: Settings) -> Nack:
+    delay = _duration(frame, "delay", 0, LONGEST)
+    return Nack(_chosen(frame), _sub(frame), delay, fields.string(frame, "reason"), frame_id)
+
+
+def _parse_reject(frame: fields.Object, frame_id: int | None, limits: Settings) -> Reject:
+    return Reject(_chosen(frame), _sub(frame), fields.string(frame, "reason"), frame_id)
+
+
+def _parse_extend(frame: fields.Object, frame_id: int | None, limits: Settings) -> Extend:
+    return Extend(_chosen(frame), _sub(frame), frame_id)
+
+
+def _chosen(frame: fields.Object) -> Chosen:
     named = [name for name in ("seq", "seqs", "up_to") if frame.get(name) is not None]
     if len(named) != 1:
         raise BadFrame(f"expected one of 'seq', 'seqs' and 'up_to', got {' and '.join(named) or 'none'}")
-    if named == ["up_to"]:
-        up_to = fields.required("up_to", fields.integer(frame, "up_to", maximum=fields.MAX_SEQ))
-        return AcknowledgeUpTo(_required_sub(frame), up_to, frame_id)
     if named == ["seq"]:
         seq = fields.required("seq", fields.integer(frame, "seq", maximum=fields.MAX_SEQ))
-        return Acknowledge(((seq, fields.message_id(frame)),), frame_id)
-    return Acknowledge([(seq, None) for seq in _seqs(frame)], frame_id)
+        return Chosen((seq,), attempt=fields.integer(frame, "attempt"))
+    _refuse_fields(frame, ("attempt",), "it is for one event, named by 'seq'")
+    if named == ["up_to"]:
+        return Chosen(up_to=fields.integer(frame, "up_to", maximum=fields.MAX_SEQ))
+    return Chosen(_seqs(frame))
 
 
 def _seqs(frame: fields.Object) -> list[int]:
@@ -311,6 +428,9 @@ _PARSERS: Mapping[str, Callable[[fields.Object, int | None, Settings], Command]]
     "subscribe": _parse_subscribe,
     "unsubscribe": _parse_unsubscribe,
     "ack": _parse_ack,
+    "nack": _parse_nack,
+    "reject": _parse_reject,
+    "extend": _parse_extend,
     "credit": _parse_credit,
     "ping": _parse_ping,
 }
@@ -348,13 +468,28 @@ def _members(command: Command) -> dict[str, Any]:
             }
         case Unsubscribe(sub=sub):
             return {"type": "unsubscribe", "sub": sub, "id": command.id}
-        case Acknowledge(events=[(seq, message_id)]):
-            return {"type": "ack", "seq": seq, "message_id": message_id, "id": command.id}
-        case Acknowledge(events=events):
-            return {"type": "ack", "seqs": [seq for seq, _ in events], "id": command.id}
+        case Acknowledge(events=[(seq, message_id)], sub=sub, attempt=attempt):
+            named = {"seq": seq, "message_id": message_id, "attempt": attempt}
+            return {"type": "ack", "sub": sub, **named, "id": command.id}
+        case Acknowledge(events=events, sub=sub):
+            return {"type": "ack", "sub": sub, "seqs": [seq for seq, _ in events], "id": command.id}
         case AcknowledgeUpTo(sub=sub, up_to=up_to):
             return {"type": "ack", "sub": sub, "up_to": up_to, "id": command.id}
+        case Nack(chosen=chosen, sub=sub, delay=delay, reason=reason):
+            return {"type": "nack", "sub": sub, **_named(chosen), "delay": delay, "reason": reason, "id": command.id}
+        case Reject(chosen=chosen, sub=sub, reason=reason):
+            return {"type": "reject", "sub": sub, **_named(chosen), "reason": reason, "id": command.id}
+        case Extend(chosen=chosen, sub=sub):
+            return {"type": "extend", "sub": sub, **_named(chosen), "id": command.id}
         case Credit(sub=sub, credit=credit):
             return {"type": "credit", "sub": sub, "credit": credit, "id": command.id}
         case _:
             return {"type": "ping", "id": command.id}
+
+
+def _named(chosen: Chosen) -> dict[str, Any]:
+    if chosen.up_to is not None:
+        return {"up_to": chosen.up_to}
+    if len(chosen.seqs) == 1:
+        return {"seq": chosen.seqs[0], "attempt": chosen.attempt}
+    return {"seqs": chosen.seqs}

@@ -48,6 +48,13 @@ def event_bodies(messages: Sequence[Message], sub: Sub) -> str:
     return opening + f",{opening}".join([message._wire or _write(message) for message in messages])
 
 
+def delivery_frame(deliveries: Sequence[tuple[Message, int]], sub: Sub) -> str:
+    """Return the v1 frame of one or more events of a group, each with its attempt: no other member is sent the same."""
+    opening = f'{{"type":"event","sub":{sub_json(sub)},"attempt":'
+    bodies = [f"{opening}{attempt},{message._wire or _write(message)}" for message, attempt in deliveries]
+    return bodies[0] if len(bodies) == 1 else f"[{','.join(bodies)}]"
+
+
 def sub_json(sub: Sub) -> str:
     return str(sub) if type(sub) is int else encode_basestring(str(sub))
 

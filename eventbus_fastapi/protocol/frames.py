@@ -50,6 +50,15 @@ class Delivered(NamedTuple):
 
     sub: Sub
     message: Message
+    attempt: int | None = None
+    """The number of the delivery, counted from 1, where the subscription is a group's."""
+
+
+class Lost(NamedTuple):
+    """Events were taken back from a member of a group; what it does with them now is done twice."""
+
+    sub: Sub
+    seqs: Sequence[int]
 
 
 class CaughtUp(NamedTuple):
@@ -88,19 +97,21 @@ class Bye(NamedTuple):
     """Seconds to wait before coming back."""
 
 
-ServerFrame = Welcome | Ok | Failed | Delivered | CaughtUp | Gap | Heartbeat | Pong | Closed | Bye
+ServerFrame = Welcome | Ok | Failed | Delivered | Lost | CaughtUp | Gap | Heartbeat | Pong | Closed | Bye
 
 
 # --- writing, by the server ----------------------------------------------------------------------
 
 
-def server_frame(frame: Welcome | Ok | Failed | CaughtUp | Gap | Heartbeat | Pong | Closed | Bye) -> str:
+def server_frame(frame: Welcome | Ok | Failed | Lost | CaughtUp | Gap | Heartbeat | Pong | Closed | Bye) -> str:
     """Return the JSON text of a frame."""
     match frame:
         case Ok(id=frame_id, result=result):
             return _text("ok", {"id": frame_id, **result})
         case Failed(error=error, id=frame_id, sub=sub):
             return _text("error", _present(id=frame_id, sub=sub, error=error.describe()))
+        case Lost():
+            return _text("lost", frame._asdict())
         case CaughtUp():
             return _text("caught_up", frame._asdict())
         case Gap():
@@ -175,11 +186,13 @@ def receipts(ok: Ok) -> list[Receipt]:
 def _parse(frame: Mapping[str, Any]) -> ServerFrame | None:
     match frame["type"]:
         case "event":
-            return Delivered(frame["sub"], parse_event(frame))
+            return Delivered(frame["sub"], parse_event(frame), frame.get("attempt"))
         case "ok":
             return Ok(frame["id"], frame)
         case "error":
             return Failed(RemoteError(frame["error"]), frame.get("id"), frame.get("sub"))
+        case "lost":
+            return Lost(frame["sub"], list(frame["seqs"]))
         case "caught_up":
             return CaughtUp(frame["sub"], frame["seq"])
         case "gap":

@@ -25,7 +25,9 @@ from eventbus_fastapi.errors import (
     BadFrame,
     BinaryFrame,
     EventBusError,
+    GroupNotFound,
     LostHeartbeat,
+    NotSupported,
     SlowConsumer,
     SubscriptionClosed,
     SubscriptionExists,
@@ -38,13 +40,17 @@ from eventbus_fastapi.events import Receipt
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.protocol import frames
 from eventbus_fastapi.protocol.commands import (
+    DEFAULT_MAX_ATTEMPTS,
     Acknowledge,
     AcknowledgeUpTo,
     Command,
     Credit,
+    Extend,
+    Nack,
     Ping,
     Publish,
     Refused,
+    Reject,
     Subscribe,
     Unsubscribe,
     parse_client_frame,
@@ -53,10 +59,12 @@ from eventbus_fastapi.protocol.events import Sub
 from eventbus_fastapi.server import tasks
 from eventbus_fastapi.server.auto_ack import AutoAck
 from eventbus_fastapi.server.feed import Feed
+from eventbus_fastapi.server.group_feed import Answer, GroupFeed
 from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
 from eventbus_fastapi.server.problems import problem
 from eventbus_fastapi.server.replies import Replies, internal
 from eventbus_fastapi.store import Ack, Head
+from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -110,8 +118,9 @@ class Connection:
         self._replies = Replies(self._outlet, is_plain=is_plain)
         self._auto_ack = AutoAck(node) if self._settings.auto_ack else None
         self._feeds: dict[Sub, Feed] = {}
+        self._groups: dict[Sub, GroupFeed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._acks: set[asyncio.Task[int]] = set()
+        self._acks: set[asyncio.Task[int] | asyncio.Task[Answer]] = set()
         self._acknowledging = asyncio.Lock()
         self._bad_frames = 0
         self._has_pinged = False
@@ -165,7 +174,13 @@ class Connection:
         for feed in self._feeds.values():
             feed.subscription.on_close = None
             feed.subscription.close()
-        await tasks.end(*self._tasks)
+        try:
+            await tasks.end(*self._tasks)
+        finally:
+            for member in self._groups.values():
+                member.give_back(f"connection {self.id} ended before it was settled")
+        for member in self._groups.values():
+            await member.leave()
         self._replies.close()
         if self._acks:
             await asyncio.wait(self._acks, timeout=self._settings.statement_timeout)
@@ -227,6 +242,8 @@ class Connection:
             self._listening_since = self._loop.time()
             message = await self._websocket.receive()
             self._listening_since = None
+            for member in self._groups.values():
+                member.hear()
             if message["type"] == "websocket.disconnect":
                 logger.debug("connection %s was left with %s", self.id, message.get("code"))
                 self._end(None)
@@ -262,10 +279,14 @@ class Connection:
                     await self._subscribe(command)
                 case Unsubscribe():
                     await self._unsubscribe(command)
+                case Acknowledge() | AcknowledgeUpTo() if (member := self._member(command.sub)) is not None:
+                    self._settle(member, command, size)
                 case Acknowledge() | AcknowledgeUpTo():
                     self._acknowledge(command, size)
+                case Nack() | Reject() | Extend():
+                    self._settle(self._require_member(command.sub), command, size)
                 case Credit(sub=sub, credit=credit):
-                    self._feed(sub).allow(credit)
+                    (self._groups.get(sub) or self._feed(sub)).allow(credit)
                     self._replies.ok(command.id)
                 case Ping():
                     self._ping(command)
@@ -302,12 +323,16 @@ class Connection:
 
     async def _subscribe(self, command: Subscribe) -> None:
         sub = self._unused_sub() if command.sub is None else command.sub
-        if sub in self._feeds:
+        if sub in self._feeds or sub in self._groups:
             raise SubscriptionExists(f"subscription {quote(sub)} exists on this connection already")
-        if len(self._feeds) >= self._settings.max_subscriptions:
+        count = len(self._feeds) + len(self._groups)
+        if count >= self._settings.max_subscriptions:
             raise TooManySubscriptions(
-                f"the connection has {len(self._feeds)} subscriptions, which is the limit (EVENTBUS_MAX_SUBSCRIPTIONS)"
+                f"the connection has {count} subscriptions, which is the limit (EVENTBUS_MAX_SUBSCRIPTIONS)"
             )
+        if command.group is not None:
+            await self._join(command, sub, command.group)
+            return
         subscription = await self._node.subscribe(
             command.patterns,
             command.start,
@@ -333,7 +358,7 @@ class Connection:
         self._replies.ok(command.id, partial(self._open, feed), sub=sub, after=after, processed_before=processed_before)
 
     def _unused_sub(self) -> int:
-        return next(sub for sub in itertools.count(1) if sub not in self._feeds)
+        return next(sub for sub in itertools.count(1) if sub not in self._feeds and sub not in self._groups)
 
     def _open(self, feed: Feed) -> None:
         if self._feeds.get(feed.sub) is feed:
@@ -362,10 +387,90 @@ class Connection:
             self._end(Ending(4100, reason))
 
     async def _unsubscribe(self, command: Unsubscribe) -> None:
-        feed = self._feed(command.sub)
-        del self._feeds[command.sub]
-        await feed.close()
+        member = self._groups.pop(command.sub, None)
+        if member is not None:
+            await member.close()
+        else:
+            feed = self._feed(command.sub)
+            del self._feeds[command.sub]
+            await feed.close()
         self._replies.ok(command.id)
+
+    # --- groups ---
+
+    async def _join(self, command: Subscribe, sub: Sub, name: str) -> None:
+        """Become a member of a group; make the group if there is none."""
+        if self._is_plain:
+            raise NotSupported(f"field 'group': groups need the subprotocol '{frames.SUBPROTOCOL}'")
+        check_group_name(name)
+        is_new = False
+        try:
+            await self._node.store.groups.get(name)
+        except GroupNotFound:
+            is_new = True
+        consumers = self._node.consumers
+        most = DEFAULT_MAX_ATTEMPTS if command.max_attempts is None else command.max_attempts
+        consumer = await self._node.consume(name, command.patterns, start=command.start, max_attempts=most)
+        member = self._groups[sub] = GroupFeed(
+            sub, consumer, consumers, self._outlet, self._node, command, connection=self.id
+        )
+        self._replies.ok(
+            command.id,
+            partial(self._open_member, member),
+            sub=sub,
+            group=name,
+            patterns=consumer.group.patterns,
+            max_attempts=consumer.group.max_attempts,
+            created=is_new,
+            credit=member.credit,
+            ack_wait=member.ack_wait,
+        )
+
+    def _open_member(self, member: GroupFeed) -> None:
+        if self._groups.get(member.sub) is member:
+            member.task = self._start(partial(self._serve_member, member), f"group-{member.sub!a}")
+
+    async def _serve_member(self, member: GroupFeed) -> None:
+        try:
+            await member.run()
+        except EventBusError as exc:  # the group was deleted, or the bus stops
+            if self._groups.get(member.sub) is member:
+                del self._groups[member.sub]
+                await self._outlet.send(frames.server_frame(frames.Closed(member.sub, exc)))
+            member.give_back("the subscription ended before it was settled")
+            await member.leave()
+
+    def _settle(
+        self, member: GroupFeed, command: Acknowledge | AcknowledgeUpTo | Nack | Reject | Extend, size: int
+    ) -> None:
+        result = member.settle(command, is_awaited=command.id is not None)
+        if isinstance(result, dict):
+            self._replies.ok(command.id, **result)
+            return
+        self._acks.add(result)
+        result.add_done_callback(self._acks.discard)
+        self._replies.expect(result, partial(_settled, command.id), command.id, size)
+
+    def _member(self, sub: Sub | None) -> GroupFeed | None:
+        """Return the member of a group that an ack is for; None: the ack marks events processed.
+
+        An ack that names no subscription is for the only one of its connection.
+        """
+        if sub is not None:
+            member = self._groups.get(sub)
+            if member is None:
+                self._feed(sub)
+            return member
+        if len(self._groups) == 1 and not self._feeds:
+            return next(iter(self._groups.values()))
+        return None
+
+    def _require_member(self, sub: Sub | None) -> GroupFeed:
+        member = self._member(sub)
+        if member is None:
+            which = "the only subscription of the connection" if sub is None else f"subscription {quote(sub)}"
+            raise NotSupported(f"{which} is not a group's, so it holds no event that could be given back")
+        return member
 
     def _acknowledge(self, command: Acknowledge | AcknowledgeUpTo, size: int) -> None:
         match command:
@@ -399,3 +504,8 @@ def _published(frame_id: int, receipts: list[Receipt]) -> str:
 
 def _acked(frame_id: int, acked: int) -> str:
     return frames.server_frame(frames.Ok(frame_id, {"acked": acked}))
+
+
+def _settled(frame_id: int | None, answer: Answer) -> str:
+    assert frame_id is not None
+    return frames.server_frame(frames.Ok(frame_id, answer))

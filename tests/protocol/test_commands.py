@@ -18,11 +18,15 @@ from eventbus_fastapi.events import make_draft
 from eventbus_fastapi.protocol.commands import (
     Acknowledge,
     AcknowledgeUpTo,
+    Chosen,
     Command,
     Credit,
+    Extend,
+    Nack,
     Ping,
     Publish,
     Refused,
+    Reject,
     Subscribe,
     Unsubscribe,
     client_frame,
@@ -229,6 +233,7 @@ def test_the_plain_dialect_has_no_arrays() -> None:
 
 PUBLISH = {"type": "publish"}
 SUBSCRIBE = {"type": "subscribe"}
+GROUP = {"type": "subscribe", "pattern": "a", "group": "g"}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +260,7 @@ SUBSCRIBE = {"type": "subscribe"}
         ("{}", "frame.bad", "field 'type' is missing"),
         ({"type": 1}, "frame.bad", "field 'type': expected a string, got 1"),
         ({"type": "PUBLISH"}, "frame.unknown_type", "unknown frame type 'PUBLISH'; known are publish, "),
-        ({"type": "nack"}, "frame.unknown_type", "unknown frame type 'nack'"),
+        ({"type": "hack"}, "frame.unknown_type", "unknown frame type 'hack'"),
         ({"type": "x" * 1_000}, "frame.unknown_type", "…"),
         ("x" * 5_000, "frame.too_large", "frame is 5,000 bytes, limit is 4,096 (EVENTBUS_MAX_FRAME)"),
         ("ü" * 2_500, "frame.too_large", "frame is 5,000 bytes, limit is 4,096 (EVENTBUS_MAX_FRAME)"),
@@ -346,7 +351,23 @@ SUBSCRIBE = {"type": "subscribe"}
             "frame.bad",
             "field 'buffer': expected an integer from 1 to 100",
         ),
-        ({**SUBSCRIBE, "pattern": "a", "group": "g"}, "feature.unsupported", "this server has no groups"),
+        ({**SUBSCRIBE, "pattern": "a", "group": 7}, "frame.bad", "field 'group': expected a string, got 7"),
+        ({**GROUP, "buffer": 5}, "frame.bad", "field 'buffer': a group keeps its own place"),
+        ({**GROUP, "epoch": ID}, "frame.bad", "field 'epoch': a group keeps its own place"),
+        ({**GROUP, "ack_wait": 0.05}, "frame.bad", "field 'ack_wait': expected 0.1 to 43,200 seconds, got 0.05"),
+        ({**GROUP, "ack_wait": "1"}, "frame.bad", "field 'ack_wait': expected a number of seconds"),
+        ({**GROUP, "max_attempts": 101}, "frame.bad", "field 'max_attempts': expected an integer from 1 to 100"),
+        ({**GROUP, "credit": 10_001}, "frame.bad", "field 'credit': expected an integer from 1 to 100"),
+        ({**SUBSCRIBE, "pattern": "a", "ack_wait": 5}, "frame.bad", "field 'ack_wait': only a subscription with"),
+        # nack, reject, extend
+        ({"type": "nack", "sub": 1}, "frame.bad", "expected one of 'seq', 'seqs' and 'up_to', got none"),
+        ({"type": "nack", "seq": 1, "delay": -1}, "frame.bad", "field 'delay': expected a number of seconds"),
+        ({"type": "nack", "seq": 1, "delay": 1e15}, "frame.bad", "field 'delay': expected 0 to"),
+        ({"type": "nack", "seq": 1, "reason": 7}, "frame.bad", "field 'reason': expected a string, got 7"),
+        ({"type": "reject", "seqs": []}, "frame.bad", "field 'seqs': expected a list of 1 to 10,000 integers"),
+        ({"type": "reject", "seqs": [1], "attempt": 2}, "frame.bad", "field 'attempt': it is for one event"),
+        ({"type": "extend", "seq": 1, "attempt": 0}, "frame.bad", "field 'attempt': expected an integer"),
+        ({"type": "extend", "seq": 1, "sub": ""}, "frame.bad", "field 'sub'"),
         # the others
         ({"type": "unsubscribe"}, "frame.bad", "field 'sub' is missing"),
         ({"type": "ack"}, "frame.bad", "expected one of 'seq', 'seqs' and 'up_to', got none"),
@@ -409,12 +430,19 @@ field_names = st.sampled_from(
         "overflow",
         "buffer",
         "group",
+        "ack_wait",
+        "max_attempts",
         "seq",
         "seqs",
         "up_to",
+        "attempt",
+        "delay",
+        "reason",
     ]
 )
-frame_types = st.sampled_from(["publish", "publish_batch", "subscribe", "unsubscribe", "ack", "credit", "ping"])
+frame_types = st.sampled_from(
+    ["publish", "publish_batch", "subscribe", "unsubscribe", "ack", "nack", "reject", "extend", "credit", "ping"]
+)
 
 
 @given(frame_types, st.dictionaries(field_names, json_values | st.dictionaries(field_names, json_values)))
@@ -443,6 +471,13 @@ def test_no_text_raises(text: str) -> None:
         Acknowledge(((5, UUID(ID)),), 1),
         Acknowledge([(5, None), (6, None)], 1),
         AcknowledgeUpTo("s", 5, 1),
+        Subscribe(("a",), 1, credit=5, id=2, group="g", ack_wait=1.5, max_attempts=3),
+        Acknowledge(((5, None),), 1, 2, 3),
+        Acknowledge([(5, None), (6, None)], 1, "s"),
+        Nack(Chosen((5,), attempt=2), 1, 1.5, "busy", 3),
+        Nack(Chosen(up_to=5), "s"),
+        Reject(Chosen([5, 6]), 1, "bad", 3),
+        Extend(Chosen((5,)), 1, 3),
         Credit(1, 5),
         Ping(),
         Ping(0),

@@ -62,7 +62,8 @@ EVENT = {"topic": "a", "payload": 1}
         ({"type": "credit", "sub": 5, "credit": 1}, "subscription.unknown"),
         ({"type": "ack", "sub": 5, "up_to": 1}, "subscription.unknown"),
         ({"type": "ack", "seq": 1_000}, "event.not_found"),
-        ({"type": "subscribe", "pattern": "a", "group": "workers"}, "feature.unsupported"),
+        ({"type": "nack", "sub": 5, "seq": 1}, "subscription.unknown"),
+        ({"type": "extend", "seq": 1}, "feature.unsupported"),
     ],
 )
 @pytest.mark.parametrize("dialect", ["plain", "v1"])
