@@ -65,6 +65,10 @@ class Process:
         """Return what it has written."""
         return self.output.read_text(errors="replace")
 
+    def itself(self) -> psutil.Process:
+        """Return the process as the system knows it, for `stopped`."""
+        return psutil.Process(self.pid)
+
     def memory(self) -> int:
         """Return the resident memory of the process itself, bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)

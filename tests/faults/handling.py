@@ -1,0 +1,54 @@
+"""A worker process that takes down what it handles:
+
+    EVENTBUS_DATABASE_URL=… python -m tests.faults.handling NAME
+
+Its handler writes a row of its own for every attempt, in a transaction that has nothing to do with the bus: what is in
+the table was handled, whatever became of the process afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+
+from sqlalchemy import Column, Integer, MetaData, String, Table, insert
+
+from eventbus_fastapi import Attempt, EventBus, Message, Settings
+
+HANDLED = Table(
+    "handled",
+    MetaData(),
+    Column("seq", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(64), nullable=False),
+)
+GROUP = "handling"
+TOPIC = "work"
+
+
+def make_bus(name: str) -> EventBus:
+    """Make a bus whose handler takes down what it handles."""
+    eventbus = EventBus(settings=Settings(), workers=True)
+    eventbus.queue("default", workers=5, batch_size=20)
+
+    @eventbus.handler(TOPIC, group=GROUP, max_retries=50)
+    async def handle(message: Message, attempt: Attempt) -> None:
+        await asyncio.sleep(random.uniform(0, 0.01))
+        async with eventbus.engine.begin() as connection:
+            values = {"seq": message.seq, "attempt": attempt, "worker": name}
+            await connection.execute(insert(HANDLED).values(values))
+
+    return eventbus
+
+
+async def main(name: str) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with make_bus(name):
+        await ended.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
