@@ -140,12 +140,7 @@ class Consumer:
     def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
         """Take the outcome of a delivery; return a future that is set after the commit. See `Settler`."""
         self._after(delivery, settled)
-        answer = self._settler.settle_and_tell(delivery, settled)
-        if not isinstance(settled, Ack | Discard | Dead):
-            # Who has looked for it meanwhile has not found it: it was not written yet.
-            after = 0.0 if isinstance(settled, Release) else settled.after or 0.0
-            answer.add_done_callback(lambda _: self._expect_retry(answer.get_loop().time() + after))
-        return answer
+        return self._settler.settle_and_tell(delivery, settled)
 
     def forget(self, delivery: Delivery, settled: Settled) -> None:
         """Its outcome was written in a transaction of somebody else's."""
@@ -295,8 +290,7 @@ class Consumer:
         """What the end of a delivery means for others."""
         self._out.discard(delivery)
         if isinstance(settled, Retry | Snooze):
-            at = asyncio.get_running_loop().time() + (settled.after or 0)
-            delivery.on_written = partial(self._expect_retry, at)
+            delivery.on_written = partial(self._expect_retry_after, settled.after or 0)
         elif isinstance(settled, Release):
             delivery.on_written = partial(self._expect_retry, 0.0)
         if self.group.ordered_by is None or delivery.message.key is None:
@@ -313,6 +307,10 @@ class Consumer:
             return
         for waiting in behind:
             self._settler.settle(waiting, Release())  # it is found when what fails now is settled
+
+    def _expect_retry_after(self, delay: float) -> None:
+        """A retry was written now: that is when its delay has begun."""
+        self._expect_retry(asyncio.get_running_loop().time() + delay)
 
     def _expect_retry(self, at: float) -> None:
         if self._retry_at is None or at < self._retry_at:

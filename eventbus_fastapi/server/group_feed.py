@@ -111,16 +111,11 @@ class GroupFeed:
         """
         while True:
             await self._wait_for_room()
-            taken = await self._take()
-            if self._is_quiet:
-                # It has stalled while it waited for these: others shall have them.
-                for delivery in taken:
-                    self._write(delivery, Release())
-                continue
-            self._unsent.extend(taken)
+            self._unsent.extend(await self._take())
             made = self._frames()
             while await self._send_next(made) is not None:
                 pass
+            self._note_room()  # some may have expired unsent
             if self._is_closing:
                 return
             await asyncio.sleep(0)  # a send need not wait, and others want the loop, too
@@ -135,7 +130,8 @@ class GroupFeed:
         pauses = FullJitter(base=0.05, cap=MAX_PAUSE)
         for failures in itertools.count():
             try:
-                return await self.consumer.take(max(1, self._room()))
+                # Asked when there is something: a member that has stalled meanwhile shall not have it.
+                return await self.consumer.take(self._room)
             except StoreUnavailable as exc:
                 if failures == 0:
                     logger.warning("a member of group %s waits: %s", self.consumer.group.name, exc)
@@ -190,10 +186,11 @@ class GroupFeed:
             self._note_room()
 
     def _room(self) -> int:
-        return self.credit - len(self._holdings) - len(self._unsent)
+        """How many more may be taken for it now."""
+        return 0 if self._is_quiet else self.credit - len(self._holdings) - len(self._unsent)
 
     def _note_room(self) -> None:
-        if self._room() > 0 and not self._is_quiet:
+        if self._room() > 0:
             self._has_room.set()
         else:
             self._has_room.clear()
