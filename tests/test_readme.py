@@ -14,6 +14,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ DOCS = CHECKOUT / "docs"
 DELIVERY = DOCS / "delivery.md"
 GROWING = DOCS / "growing.md"
 MIGRATIONS = DOCS / "migrations.md"
+WORKERS = DOCS / "workers.md"
 PAGES = [*CHECKOUT.glob("*.md"), *DOCS.glob("*.md"), *CHECKOUT.glob("*/README.md")]
 URL = "postgresql+asyncpg://app@db/app"
 """Where the pages have their database."""
@@ -68,6 +70,25 @@ async def test_the_app_and_the_consumer_of_the_readme_work_together(tmp_path: Pa
         async with Process.running(consumer, cwd=tmp_path) as process:
             await process.line("user.created")
             assert process.lines == [f"2 user.created {BOB}"]
+
+
+async def test_the_worker_of_the_readme_handles_what_its_app_publishes(tmp_path: Path) -> None:
+    """Given the worker and the app as they are shown, when a user is created, then the worker handles it."""
+    address = f"127.0.0.1:{free_port()}"
+    for name in ("app.py", "worker.py"):
+        (tmp_path / name).write_text(documents.titled(README, name).replace(ADDRESS, address))
+    async with (
+        app(tmp_path, address),
+        httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http,
+        Process.running([sys.executable, "-u", "worker.py"], cwd=tmp_path) as process,
+    ):
+        await eventually(lambda: has_group(http, "worker.send_welcome"))
+        assert (await http.post("/users", json=ALICE)).status_code == 201
+        await process.line("welcome, alice")
+
+
+async def has_group(http: httpx.AsyncClient, name: str) -> bool:
+    return (await http.get(f"/groups/{name}")).is_success
 
 
 @contextlib.asynccontextmanager
@@ -150,6 +171,26 @@ async def test_the_code_of_delivery_md_does_what_it_says(database_url: str) -> N
         await eventbus.publish("the.end", None)  # whatever was committed before it is before it in the log
         topics = [topic for topic, *_ in await log(eventbus)]
     assert topics == ["order.placed", "payment.requested", "the.end"]
+
+
+async def test_the_code_of_workers_md_handles_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the handlers as they are shown, when an event of each is published, then no group has more to do."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "shown"}
+    for block in documents.python_blocks(WORKERS):
+        await documents.run(block, namespace)
+    eventbus: EventBus = namespace["eventbus"]
+    async with eventbus:
+        await eventbus.publish("user.created", ALICE)
+        await eventbus.publish("report.requested", {"kind": "unknown", "state": "new"})
+        groups = eventbus.node.store.groups
+
+        async def has_settled(name: str) -> bool:
+            figures = await groups.figures(await groups.get(name))
+            return (figures.lag, figures.in_flight, figures.retries, figures.dead) == (0, 0, 0, 0)
+
+        for name in ("shown.send_welcome", "shown.make_report", "ledger"):
+            await eventually(partial(has_settled, name))
 
 
 @pytest.mark.databases("postgresql")
@@ -283,4 +324,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_no_python_of_the_readme_is_left_untried() -> None:
-    assert [block.title for block in documents.python_blocks(README)] == ["app.py", "consumer.py"]
+    assert [block.title for block in documents.python_blocks(README)] == [
+        "app.py",
+        "consumer.py",
+        "worker.py",
+    ]
