@@ -101,7 +101,7 @@ class Steward:
         group = await self._groups.ensure(
             check_group_name(name),
             chosen,
-            after=await resolve_start(self._store, start),
+            after=await self._place(start),
             ordered_by=ordered_by,
             max_attempts=max_attempts,
             is_declared=True,
@@ -123,10 +123,13 @@ class Steward:
 
         What is in flight or waits for a retry is forgotten, and whoever holds it cannot settle it any more. Dead
         letters stay.
+
+        Raises:
+            InvalidGroup, InvalidEvent: `start` is beyond the log, or no start.
         """
         self._require()
         await self._groups.get(name)
-        after = await resolve_start(self._store, start)
+        after = await self._place(start)
         await self._groups.reset(name, after)
         return after
 
@@ -206,6 +209,13 @@ class Steward:
         return await self._store.dead_letters.discard(await self._groups.get(name), wanted, after=after)
 
     # --- parts ---
+
+    async def _place(self, start: Start) -> int:
+        head = await self._store.head()
+        after = await resolve_start(self._store, start, head)
+        if after > head.last_seq:
+            raise InvalidGroup(f"a group cannot read after seq {after}: the log ends at {head.last_seq}")
+        return after
 
     async def _status(self, group: Group) -> GroupStatus:
         return GroupStatus(group, await self._groups.figures(group))

@@ -34,18 +34,19 @@ from eventbus_fastapi.server.problems import MEDIA_TYPE, members
 
 TAG = "eventbus"
 
-_SEQ = 17
-_MESSAGE_ID = "0192f0c1-2d3e-7a4b-8c5d-6e7f8091a2b3"
-_EVENT: dict[str, JsonValue] = {
-    "seq": _SEQ,
-    "message_id": _MESSAGE_ID,
+SEQ = 17
+MESSAGE_ID = "0192f0c1-2d3e-7a4b-8c5d-6e7f8091a2b3"
+EVENT: dict[str, JsonValue] = {
+    "seq": SEQ,
+    "message_id": MESSAGE_ID,
     "topic": "chat.user1",
     "payload": "Hello",
     "metadata": {"timestamp": 1767225600, "content_type": "text/plain"},
 }
 
 
-def _examples(*values: JsonValue) -> dict[str, JsonValue]:
+def examples_of(*values: JsonValue) -> dict[str, JsonValue]:
+    """Return the part of a schema that shows values."""
     return {"examples": list(values)}
 
 
@@ -55,7 +56,7 @@ def _examples(*values: JsonValue) -> dict[str, JsonValue]:
 class Published(BaseModel):
     """One event's place in the log."""
 
-    model_config = ConfigDict(json_schema_extra=_examples({"seq": _SEQ, "message_id": _MESSAGE_ID, "duplicate": False}))
+    model_config = ConfigDict(json_schema_extra=examples_of({"seq": SEQ, "message_id": MESSAGE_ID, "duplicate": False}))
 
     seq: int | None = Field(description="Place in the log; `null` for a delayed or a non-durable event.")
     message_id: UUID
@@ -77,7 +78,7 @@ class LoggedMetadata(BaseModel):
 class LoggedEvent(BaseModel):
     """An event as the log holds it."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=_examples(_EVENT))
+    model_config = ConfigDict(extra="allow", json_schema_extra=examples_of(EVENT))
 
     seq: int = Field(ge=1, description="Place in the log.")
     message_id: UUID
@@ -93,7 +94,7 @@ class LoggedEvent(BaseModel):
 class LoggedEventWithStatus(LoggedEvent):
     """An event as the log holds it, and whether a reader has acknowledged it."""
 
-    model_config = ConfigDict(json_schema_extra=_examples({**_EVENT, "status": "pending"}))
+    model_config = ConfigDict(json_schema_extra=examples_of({**EVENT, "status": "pending"}))
 
     status: Literal["pending", "processed"]
 
@@ -102,7 +103,7 @@ class EventPage(BaseModel):
     """Some events of the log, oldest first."""
 
     model_config = ConfigDict(
-        json_schema_extra=_examples({"events": [_EVENT], "next": _SEQ, "head": 42, "first_seq": 1})
+        json_schema_extra=examples_of({"events": [EVENT], "next": SEQ, "head": 42, "first_seq": 1})
     )
 
     events: list[LoggedEvent]
@@ -193,7 +194,7 @@ PUBLISH_BODY: dict[str, Any] = {
                     "value": {
                         "topic": "user.created",
                         "payload": {"id": 1, "username": "ada"},
-                        "message_id": _MESSAGE_ID,
+                        "message_id": MESSAGE_ID,
                         "key": "user-1",
                         "metadata": {"source": "signup"},
                         "ttl": 3600,
@@ -228,8 +229,8 @@ PUBLISH_ANSWER: dict[str, Any] = {
     "content": {
         "application/json": {
             "examples": {
-                "one": {"value": {"seq": _SEQ, "message_id": _MESSAGE_ID, "duplicate": False}},
-                "list": {"value": [{"seq": _SEQ, "message_id": _MESSAGE_ID, "duplicate": False}]},
+                "one": {"value": {"seq": SEQ, "message_id": MESSAGE_ID, "duplicate": False}},
+                "list": {"value": [{"seq": SEQ, "message_id": MESSAGE_ID, "duplicate": False}]},
             }
         }
     },
@@ -258,9 +259,11 @@ PROBLEM: dict[str, Any] = {
 
 _NOT_RUNNING = NotRunning("the bus is not running; use 'async with eventbus:' or mount its router")
 _UNAVAILABLE = StoreUnavailable("the database is not available: connection refused")
-_SCHEMA = SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
+SCHEMA = SchemaOutdated("the head row is missing; run: eventbus migrate upgrade")
 _STORE_FAILED = StoreError("the database refused: no such table: bus_event")
 _FAILED = EventBusError("the server failed; its log has the details")
+STORE_PROBLEMS = (_STORE_FAILED, _FAILED, _NOT_RUNNING, _UNAVAILABLE)
+"""What any route that asks the database may answer."""
 
 PUBLISH_PROBLEMS = (
     BodyTooLarge(1_048_576),
@@ -271,27 +274,18 @@ PUBLISH_PROBLEMS = (
     InvalidTopic("orders.", "segment 2 is empty"),
     InvalidPayload("payload of content type image/png must be str or bytes, got dict"),
     InvalidEvent("an event with durable=false cannot wait: delay needs storage"),
-    _STORE_FAILED,
-    _FAILED,
-    _NOT_RUNNING,
-    _UNAVAILABLE,
+    *STORE_PROBLEMS,
 )
 LIST_PROBLEMS = (
     InvalidRequest("query parameter 'limit': Input should be less than or equal to 1000, got '5000'"),
     InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
-    _STORE_FAILED,
-    _FAILED,
-    _NOT_RUNNING,
-    _UNAVAILABLE,
-    _SCHEMA,
+    *STORE_PROBLEMS,
+    SCHEMA,
 )
 GET_PROBLEMS = (
     NotFound("no event at seq 17"),
     InvalidRequest("path parameter 'seq': Input should be greater than or equal to 1, got '0'"),
-    _STORE_FAILED,
-    _FAILED,
-    _NOT_RUNNING,
-    _UNAVAILABLE,
+    *STORE_PROBLEMS,
 )
 READY_PROBLEMS = (NotReady(["the bus is not running"]),)
 

@@ -58,13 +58,16 @@ def members(error: EventBusError) -> dict[str, Any]:
 class ProblemRoute(APIRoute):
     """A route that answers every error of its own with a problem."""
 
+    allowed: frozenset[str] = frozenset()
+    """The methods of all routes with this path; empty: this is the only one."""
+
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any) -> None:
         super().__init__(path, _answering(endpoint), **options)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Called with another method only if the app has no route of its own for that.
         if self.methods and scope["method"] not in self.methods:
-            allowed = ", ".join(sorted(self.methods))
+            allowed = ", ".join(sorted(self.allowed or self.methods))
             answer = unroutable(Request(scope), HTTPStatus.METHOD_NOT_ALLOWED, f"expected {allowed}")
             answer.headers["Allow"] = allowed
             await answer(scope, receive, send)

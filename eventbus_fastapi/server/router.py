@@ -20,8 +20,10 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket
 
+from eventbus_fastapi.errors import EventBusError
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.server import openapi
+from eventbus_fastapi.server import openapi, openapi_groups
+from eventbus_fastapi.server.group_http import GroupEndpoints
 from eventbus_fastapi.server.http import Endpoints
 from eventbus_fastapi.server.problems import ProblemRoute
 from eventbus_fastapi.server.websocket import serve_websocket
@@ -84,4 +86,119 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         response_model=openapi.Readiness,
         responses=openapi.documented(*openapi.READY_PROBLEMS),
     )
+    _add_groups(add, GroupEndpoints(node))
+    _tell_methods(router)
     return router
+
+
+def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
+    """Add the routes that look after groups. The longer paths come first: the name of a group may have slashes."""
+    docs = openapi_groups
+    group = "/groups/{name:path}"
+    add(
+        "/groups",
+        endpoints.list_groups,
+        name="eventbus_list_groups",
+        summary="How are the groups?",
+        response_model=docs.GroupList,
+        responses=openapi.documented(*docs.LIST_GROUPS_PROBLEMS),
+    )
+    add(
+        f"{group}/retries",
+        endpoints.list_retries,
+        name="eventbus_list_retries",
+        summary="What waits for another attempt?",
+        response_model=docs.RetryPage,
+        responses=openapi.documented(*docs.PAGE_PROBLEMS),
+    )
+    add(
+        f"{group}/blocked-keys",
+        endpoints.list_blocked_keys,
+        name="eventbus_list_blocked_keys",
+        summary="Which keys wait?",
+        response_model=docs.BlockedKeys,
+        responses=openapi.documented(*docs.PAGE_PROBLEMS),
+    )
+    changes: tuple[tuple[str, Callable[..., Any], dict[str, Any], tuple[EventBusError, ...]], ...] = (
+        ("pause", endpoints.pause_group, docs.NO_BODY, docs.CHANGE_PROBLEMS),
+        ("resume", endpoints.resume_group, docs.NO_BODY, docs.CHANGE_PROBLEMS),
+        ("reset", endpoints.reset_group, docs.RESET_BODY, docs.RESET_PROBLEMS),
+    )
+    for verb, change, body, problems in changes:
+        add(
+            f"{group}/{verb}",
+            change,
+            methods=["POST"],
+            name=f"eventbus_{verb}_group",
+            summary=f"{verb.capitalize()} a group",
+            response_model=docs.GroupObject,
+            responses=openapi.documented(*problems),
+            openapi_extra={"requestBody": body},
+        )
+    add(
+        group,
+        endpoints.get_group,
+        name="eventbus_get_group",
+        summary="How is a group?",
+        response_model=docs.GroupObject,
+        responses=openapi.documented(*docs.GROUP_PROBLEMS),
+    )
+    add(
+        group,
+        endpoints.put_group,
+        methods=["PUT"],
+        name="eventbus_put_group",
+        summary="Declare a group",
+        response_model=docs.GroupObject,
+        responses={
+            201: {"description": "It is new.", "model": docs.GroupObject},
+            **openapi.documented(*docs.PUT_PROBLEMS),
+        },
+        openapi_extra={"requestBody": docs.PUT_BODY},
+    )
+    add(
+        group,
+        endpoints.delete_group,
+        methods=["DELETE"],
+        name="eventbus_delete_group",
+        summary="Delete a group",
+        response_model=docs.GroupObject,
+        responses=openapi.documented(*docs.GROUP_PROBLEMS),
+    )
+    add(
+        "/dead-letters",
+        endpoints.list_dead_letters,
+        name="eventbus_list_dead_letters",
+        summary="List dead letters",
+        response_model=docs.DeadLetterPage,
+        responses=openapi.documented(*docs.LIST_DEAD_PROBLEMS),
+    )
+    for verb, endpoint, model in (
+        ("retry", endpoints.retry_dead_letters, docs.Retried),
+        ("discard", endpoints.discard_dead_letters, docs.Discarded),
+    ):
+        add(
+            f"/dead-letters/{verb}",
+            endpoint,
+            methods=["POST"],
+            name=f"eventbus_{verb}_dead_letters",
+            summary=f"{verb.capitalize()} dead letters",
+            response_model=model,
+            responses=openapi.documented(*docs.CHOICE_PROBLEMS),
+            openapi_extra={"requestBody": docs.CHOICE_BODY},
+        )
+    add(
+        "/dead-letters/{group:path}/{seq}",
+        endpoints.get_dead_letter,
+        name="eventbus_get_dead_letter",
+        summary="Show a dead letter",
+        response_model=docs.ShownDeadLetter,
+        responses=openapi.documented(*docs.GET_DEAD_PROBLEMS),
+    )
+
+
+def _tell_methods(router: APIRouter) -> None:
+    """Have each route know the methods of those that share its path: it answers for all where none fits."""
+    routes = [route for route in router.routes if isinstance(route, ProblemRoute)]
+    for route in routes:
+        route.allowed = frozenset[str]().union(*(other.methods or () for other in routes if other.path == route.path))

@@ -5,6 +5,7 @@ Its examples are sent as they stand, and its schemas are held against the answer
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,14 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from eventbus_fastapi import EventBus
+from eventbus_fastapi.errors import GroupNotFound
 from eventbus_fastapi.store import Ack
+from eventbus_fastapi.store.groups import Again, Death, Settlement
 from tests.server.asking import app_of, asking, bus_on
 
 Object = dict[str, Any]
+GROUP = "shop.send_welcome"
+"""The group of the examples."""
 
 
 class Operation(NamedTuple):
@@ -91,6 +96,19 @@ def test_every_operation_has_a_name_a_tag_and_words(document: Object) -> None:
         ("GET", "/events/{seq}", "eventbus_get_event"),
         ("GET", "/healthz", "eventbus_healthz"),
         ("GET", "/readyz", "eventbus_readyz"),
+        ("GET", "/groups", "eventbus_list_groups"),
+        ("GET", "/groups/{name}", "eventbus_get_group"),
+        ("PUT", "/groups/{name}", "eventbus_put_group"),
+        ("DELETE", "/groups/{name}", "eventbus_delete_group"),
+        ("POST", "/groups/{name}/pause", "eventbus_pause_group"),
+        ("POST", "/groups/{name}/resume", "eventbus_resume_group"),
+        ("POST", "/groups/{name}/reset", "eventbus_reset_group"),
+        ("GET", "/groups/{name}/retries", "eventbus_list_retries"),
+        ("GET", "/groups/{name}/blocked-keys", "eventbus_list_blocked_keys"),
+        ("GET", "/dead-letters", "eventbus_list_dead_letters"),
+        ("GET", "/dead-letters/{group}/{seq}", "eventbus_get_dead_letter"),
+        ("POST", "/dead-letters/retry", "eventbus_retry_dead_letters"),
+        ("POST", "/dead-letters/discard", "eventbus_discard_dead_letters"),
     }
     for operation in operations(document):
         assert operation.document["tags"] == ["eventbus"]
@@ -126,36 +144,70 @@ def test_a_problem_that_is_documented_has_the_status_it_is_documented_for(docume
 # --- what it says is so --------------------------------------------------------------------------
 
 
-async def test_every_request_example_is_accepted_as_it_stands(document: Object, http: httpx.AsyncClient) -> None:
-    operation = operation_of(document, "POST", "/publish")
-    examples = operation.document["requestBody"]["content"]["application/json"]["examples"]
-    assert len(examples) >= 6
+async def test_every_request_example_is_accepted_as_it_stands(
+    document: Object, eventbus: EventBus, http: httpx.AsyncClient
+) -> None:
+    sent = 0
+    for operation in operations(document):
+        content = operation.document.get("requestBody", {}).get("content", {})
+        for name, example in content.get("application/json", {}).get("examples", {}).items():
+            await prepare(eventbus)
+            answer = await http.request(operation.method, path_of(operation), json=example["value"])
+            assert answer.status_code in (200, 201), (operation.path, name, answer.text)
+            check_answer(document, operation, answer)
+            sent += 1
 
-    for name, example in examples.items():
-        answer = await http.post("/publish", json=example["value"])
-        assert answer.status_code == 201, (name, answer.text)
-        check_answer(document, operation, answer)
+    assert sent >= 16
 
 
 async def test_every_parameter_example_is_accepted_as_it_stands(
     document: Object, eventbus: EventBus, http: httpx.AsyncClient
 ) -> None:
-    await eventbus.publish_many([("user.created", {"id": 1}), ("chat.user1", "Hello"), ("image.added", b"\x89PNG")])
     asked = 0
 
     for operation in operations(document):
         for parameter in operation.document.get("parameters", []):
             for example in parameter["examples"].values():
                 check(document, parameter["schema"], example["value"])
-                is_path = parameter["in"] == "path"
-                path = operation.path.format(**{parameter["name"]: example["value"]} if is_path else {})
-                query = {} if is_path else {parameter["name"]: example["value"]}
-                answer = await http.request(operation.method, path, params=query)
-                assert answer.status_code == 200, (path, query, answer.text)
+                await prepare(eventbus)
+                chosen = {parameter["name"]: example["value"]}
+                path = path_of(operation, **chosen)
+                body = next(iter(bodies_of(operation)), None)
+                query = chosen if parameter["in"] == "query" else {}
+                answer = await http.request(operation.method, path, params=query, json=body)
+                assert answer.status_code in (200, 201), (path, query, answer.text)
                 check_answer(document, operation, answer)
                 asked += 1
 
-    assert asked >= 6
+    assert asked >= 20
+
+
+def bodies_of(operation: Operation) -> list[Any]:
+    """Return the examples of what an operation is sent."""
+    content = operation.document.get("requestBody", {}).get("content", {}).get("application/json", {})
+    return [example["value"] for example in content.get("examples", {}).values()]
+
+
+def path_of(operation: Operation, **chosen: Any) -> str:
+    """Return the path of an operation, with the first example of each of its parameters that is not chosen."""
+    parameters = [each for each in operation.document.get("parameters", []) if each["in"] == "path"]
+    first = {each["name"]: next(iter(each["examples"].values()))["value"] for each in parameters}
+    return operation.path.format(**first | chosen)
+
+
+async def prepare(eventbus: EventBus) -> None:
+    """Have some events, and a group with all that a group may have: an event that waits, and one that died."""
+    await eventbus.publish_many([("user.created", {"id": 1}), ("chat.user1", "Hello"), ("image.added", b"\x89PNG")])
+    groups = eventbus.node.store.groups
+    with contextlib.suppress(GroupNotFound):
+        await groups.delete(GROUP)
+    group = await groups.ensure(GROUP, ["#"], after=0, ordered_by="key")
+    messages = (await eventbus.node.store.read(0, 3)).messages
+    claim = await groups.claim(group, messages, up_to=3, owner="one", lease=60)
+    assert claim is not None
+    error = {"attempt": 1, "type": "httpx.ConnectError", "message": "no", "time": 1, "node": "n", "traceback": "…"}
+    again, dead = [Again(2, 1, 60_000_000, [error])], [Death(1, 1, [error])]
+    await groups.settle([Settlement(group.id, claim.token, done=[3], again=again, dead=dead, pending=())])
 
 
 @pytest.mark.parametrize(
@@ -169,6 +221,27 @@ async def test_every_parameter_example_is_accepted_as_it_stands(
         ("GET", "/events", "/events?pattern=a..b", None, 422),
         ("GET", "/healthz", "/healthz", None, 200),
         ("GET", "/readyz", "/readyz", None, 200),
+        ("GET", "/groups", "/groups", None, 200),
+        ("GET", "/groups/{name}", f"/groups/{GROUP}", None, 200),
+        ("GET", "/groups/{name}", "/groups/nobody", None, 404),
+        ("GET", "/groups/{name}/retries", f"/groups/{GROUP}/retries", None, 200),
+        ("GET", "/groups/{name}/retries", f"/groups/{GROUP}/retries?limit=0", None, 422),
+        ("GET", "/groups/{name}/blocked-keys", f"/groups/{GROUP}/blocked-keys", None, 200),
+        ("PUT", "/groups/{name}", "/groups/new", {"patterns": ["#"]}, 201),
+        ("PUT", "/groups/{name}", f"/groups/{GROUP}", {"patterns": ["#"]}, 200),
+        ("PUT", "/groups/{name}", "/groups/a%20b", {"patterns": ["#"]}, 422),
+        ("PUT", "/groups/{name}", "/groups/new", None, 415),
+        ("PUT", "/groups/{name}", "/groups/new", {"patterns": ["x" * 1_100_000]}, 413),
+        ("DELETE", "/groups/{name}", "/groups/nobody", None, 404),
+        ("POST", "/groups/{name}/pause", "/groups/nobody/pause", {}, 404),
+        ("POST", "/groups/{name}/pause", f"/groups/{GROUP}/pause", None, 415),
+        ("POST", "/groups/{name}/reset", f"/groups/{GROUP}/reset", {}, 422),
+        ("GET", "/dead-letters", "/dead-letters", None, 200),
+        ("GET", "/dead-letters", "/dead-letters?group=nobody", None, 404),
+        ("GET", "/dead-letters/{group}/{seq}", f"/dead-letters/{GROUP}/1", None, 200),
+        ("GET", "/dead-letters/{group}/{seq}", f"/dead-letters/{GROUP}/2", None, 404),
+        ("POST", "/dead-letters/retry", "/dead-letters/retry", {"group": GROUP}, 422),
+        ("POST", "/dead-letters/discard", "/dead-letters/discard", {"group": "nobody", "seqs": [1]}, 404),
         ("POST", "/publish", "/publish", {"topic": "a..b", "payload": 1}, 422),
         ("POST", "/publish", "/publish", [{"topic": "a", "payload": 1}] * 1_001, 413),
         ("POST", "/publish", "/publish", {"topic": "a", "payload": "x" * 1_100_000}, 413),
@@ -188,6 +261,7 @@ async def test_an_answer_is_as_documented(
     await eventbus.publish("a", {"x": 1}, key="k", metadata={"m": [1]})
     await eventbus.publish("a", b"\x00")
     await eventbus.node.acknowledge([Ack(1, None)])
+    await prepare(eventbus)
 
     answer = await http.request(method, request_path, json=body)
 
@@ -214,19 +288,46 @@ PROBLEMS: list[tuple[str, str, str, int, Object]] = [
     ("GET", "/events", "pattern.invalid", 422, {"params": {"pattern": "user.*x"}}),
     ("GET", "/events/{seq}", "event.not_found", 404, {}),
     ("GET", "/events/{seq}", "request.invalid", 422, {"seq": 0}),
+    ("GET", "/groups/{name}", "group.not_found", 404, {"name": "shop.nobody"}),
+    ("DELETE", "/groups/{name}", "group.not_found", 404, {"name": "shop.nobody"}),
+    ("GET", "/groups/{name}", "group.invalid", 422, {"name": "a b"}),
+    ("PUT", "/groups/{name}", "pattern.invalid", 422, {"json": {"patterns": ["user.*x"]}}),
+    ("POST", "/groups/{name}/pause", "request.invalid", 422, {"json": {"patern": 1}}),
+    ("POST", "/groups/{name}/resume", "request.media_type", 415, {"headers": {"content-type": "text/plain"}}),
+    ("GET", "/groups/{name}/retries", "request.invalid", 422, {"params": {"limit": 5_000}}),
+    ("GET", "/groups/{name}/blocked-keys", "group.not_found", 404, {"name": "shop.nobody"}),
+    ("GET", "/dead-letters", "pattern.invalid", 422, {"params": {"pattern": "user.*x"}}),
+    ("GET", "/dead-letters/{group}/{seq}", "event.not_found", 404, {}),
+    ("GET", "/dead-letters/{group}/{seq}", "request.invalid", 422, {"seq": 0}),
+    (
+        "POST",
+        "/dead-letters/retry",
+        "pattern.invalid",
+        422,
+        {"json": {"group": GROUP, "filter": {"patterns": ["user.*x"]}}},
+    ),
+    ("POST", "/dead-letters/discard", "group.not_found", 404, {"json": {"group": "shop.nobody", "seqs": [1]}}),
 ]
 
 
 @pytest.mark.parametrize(("method", "path", "code", "status", "request_"), PROBLEMS)
 async def test_a_problem_comes_as_its_example_says(
-    document: Object, http: httpx.AsyncClient, method: str, path: str, code: str, status: int, request_: Object
+    document: Object,
+    eventbus: EventBus,
+    http: httpx.AsyncClient,
+    method: str,
+    path: str,
+    code: str,
+    status: int,
+    request_: Object,
 ) -> None:
+    await eventbus.node.steward.declare(GROUP, ["#"])
     content = operation_of(document, method, path).document["responses"][str(status)]["content"]
     example = content["application/problem+json"]["examples"][code]["value"]
 
-    seq = request_.get("seq", 17)
-    options = {name: value for name, value in request_.items() if name != "seq"}
-    answer = await http.request(method, path.format(seq=seq), **options)
+    parts = {"seq": 17, "name": GROUP, "group": GROUP}
+    options = {name: value for name, value in request_.items() if name not in parts}
+    answer = await http.request(method, path.format(**parts | request_), **options)
 
     assert answer.json() == example
 
@@ -238,6 +339,8 @@ async def test_a_problem_comes_as_its_example_says(
         ("GET", "/events", "DROP TABLE bus_event", 500, "store.failed"),
         ("GET", "/events", "DELETE FROM bus_head", 503, "store.schema"),
         ("GET", "/events/{seq}", "DROP TABLE bus_event", 500, "store.failed"),
+        ("PUT", "/groups/{name}", "DELETE FROM bus_head", 503, "store.schema"),
+        ("POST", "/groups/{name}/reset", "DELETE FROM bus_head", 503, "store.schema"),
     ],
 )
 async def test_what_a_broken_database_answers_is_as_its_example_says(
@@ -250,30 +353,30 @@ async def test_what_a_broken_database_answers_is_as_its_example_says(
     status: int,
     code: str,
 ) -> None:
+    await eventbus.node.steward.declare(GROUP, ["#"])
     async with eventbus.engine.begin() as connection:
         await connection.exec_driver_sql(broken_by)
-    body = {"topic": "a", "payload": 1} if method == "POST" else None
+    operation = operation_of(document, method, path)
+    body = next(iter(bodies_of(operation)), None)
 
-    answer = await http.request(method, path.format(seq=17), json=body)
+    answer = await http.request(method, path_of(operation), json=body)
 
     assert answer.status_code == status
     content = operation_of(document, method, path).document["responses"][str(status)]["content"]
     assert answer.json() == content["application/problem+json"]["examples"][code]["value"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/publish"), ("GET", "/events"), ("GET", "/events/{seq}"), ("GET", "/readyz")]
-)
 async def test_what_a_stopped_bus_answers_is_as_documented(
-    document: Object, eventbus: EventBus, http: httpx.AsyncClient, method: str, path: str
+    document: Object, eventbus: EventBus, http: httpx.AsyncClient
 ) -> None:
     await eventbus.stop()
-    body = {"topic": "a", "payload": 1} if method == "POST" else None
 
-    answer = await http.request(method, path.format(seq=1), json=body)
-
-    assert answer.status_code == 503
-    operation = operation_of(document, method, path)
-    check_answer(document, operation, answer)
-    examples = operation.document["responses"]["503"]["content"]["application/problem+json"]["examples"]
-    assert answer.json() == examples[answer.json()["code"]]["value"]
+    for operation in operations(document):
+        if operation.path == "/healthz":
+            continue
+        body = next(iter(bodies_of(operation)), None)
+        answer = await http.request(operation.method, path_of(operation), json=body)
+        assert answer.status_code == 503, operation
+        check_answer(document, operation, answer)
+        examples = operation.document["responses"]["503"]["content"]["application/problem+json"]["examples"]
+        assert answer.json() == examples[answer.json()["code"]]["value"]
