@@ -34,6 +34,7 @@ from eventbus_fastapi.events import Draft, Event, Message, Receipt
 from eventbus_fastapi.pipeline.dependencies import Attempt, BusSession
 from eventbus_fastapi.pipeline.handlers import HandlerGroup
 from eventbus_fastapi.pipeline.outcome import Discard, Retry, Snooze
+from eventbus_fastapi.pipeline.steward import dead_filter
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 
@@ -64,4 +65,5 @@ __all__ = [
     "Snooze",
     "StoreUnavailable",
     "Subscription",
+    "dead_filter",
 ]

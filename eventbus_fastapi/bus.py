@@ -24,6 +24,7 @@ from eventbus_fastapi.pipeline.handlers import HandlerGroup, HandlerOptions
 from eventbus_fastapi.pipeline.listeners import Listeners
 from eventbus_fastapi.pipeline.node import Node, Start
 from eventbus_fastapi.pipeline.patterns import pattern_of
+from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.pipeline.worker import Queue
 from eventbus_fastapi.pipeline.workers import Workers
@@ -359,6 +360,11 @@ class EventBus:
             NotFound: no event has this seq.
         """
         return await self.node.get(seq)
+
+    @property
+    def groups(self) -> Steward:
+        """What looks after groups: how they are, what waits and what died; declare, pause, reset, retry, discard."""
+        return self.node.steward
 
     async def head(self) -> Head:
         """Return the newest seq, the oldest kept, and the log's epoch."""

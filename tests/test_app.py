@@ -107,7 +107,7 @@ async def test_the_documentation_is_valid_and_complete(tmp_path: Path) -> None:
         page = await http.get("/docs")
 
     validate(document)
-    assert set(document["paths"]) == {"/publish", "/events", "/events/{seq}", "/healthz", "/readyz"}
+    assert {"/publish", "/events", "/groups", "/dead-letters", "/healthz", "/readyz"} < set(document["paths"])
     assert document["info"]["version"] == VERSION
     assert page.status_code == 200
 

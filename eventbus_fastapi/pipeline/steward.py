@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, quote
@@ -16,9 +17,11 @@ from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.dead_letters import PAGE, Changed, DeadEntry, DeadFilter
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.groups import DeadLetter, Figures, Group, OrderedBy, WaitingRetry
+from eventbus_fastapi.store.reader import LARGEST_SEQ
 from eventbus_fastapi.topics import check_pattern
 
 DEFAULT_MAX_ATTEMPTS = 10
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LARGEST_MAX_ATTEMPTS = 2**31 - 1
 
 
@@ -223,3 +226,36 @@ class Steward:
 
 def _chunks(seqs: Sequence[int]) -> list[Sequence[int]]:
     return [seqs[start : start + PAGE] for start in range(0, len(seqs), PAGE)]
+
+
+def dead_filter(
+    *patterns: str,
+    error: str | None = None,
+    died_after: datetime | None = None,
+    died_before: datetime | None = None,
+    attempts: int = 0,
+) -> DeadFilter:
+    """Say which dead letters are meant: those to which all of it applies; without anything all.
+
+    Args:
+        patterns: their topic matches any of these; none: they have any topic.
+        error: the type of their last error, with its module or without: `httpx.ConnectError`, `ConnectError`.
+        died_after, died_before: they died at this time or later, and before this one; aware.
+        attempts: so many attempts were begun, or more.
+
+    Raises:
+        InvalidPattern, InvalidGroup: it cannot be used.
+    """
+    return DeadFilter(
+        tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns)),
+        error,
+        0 if died_after is None else _micros("died_after", died_after),
+        LARGEST_SEQ if died_before is None else _micros("died_before", died_before),
+        attempts,
+    )
+
+
+def _micros(name: str, time: datetime) -> int:
+    if time.utcoffset() is None:
+        raise InvalidGroup(f"{name} must have a time zone, got {quote(time.isoformat())}")
+    return (time - EPOCH) // timedelta(microseconds=1)

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from eventbus_fastapi.errors import BadFrame, GroupNotFound, InvalidRequest, quote
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.start import Start
-from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS
+from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS, dead_filter
 from eventbus_fastapi.protocol import fields
 from eventbus_fastapi.protocol.commands import MAX_PATTERNS
 from eventbus_fastapi.server.bodies import json_answer, parse_body, read_body
@@ -23,7 +23,6 @@ from eventbus_fastapi.server.group_objects import (
     group_object,
     key_object,
     letter_object,
-    micros_of,
     retry_object,
 )
 from eventbus_fastapi.server.http import DEFAULT_LIMIT, Limit, Seq
@@ -300,19 +299,18 @@ def _filter(
     *,
     what: str,
 ) -> DeadFilter:
-    wanted = DeadFilter(
-        patterns=tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns)), error=error, attempts=attempts
+    return dead_filter(
+        *patterns,
+        error=error,
+        died_after=_time(died_after, "died_after", what),
+        died_before=_time(died_before, "died_before", what),
+        attempts=attempts,
     )
-    if died_after is not None:
-        wanted = wanted._replace(since=_micros(died_after, "died_after", what))
-    if died_before is not None:
-        wanted = wanted._replace(until=_micros(died_before, "died_before", what))
-    return wanted
 
 
-def _micros(text: str, name: str, what: str) -> int:
+def _time(text: str | None, name: str, what: str) -> datetime | None:
     try:
-        return micros_of(fields.time(text, name))
+        return None if text is None else fields.time(text, name)
     except BadFrame as exc:
         raise InvalidRequest(str(exc).replace("field", what, 1)) from exc
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from pydantic_core import to_json
 
-from eventbus_fastapi.pipeline.steward import BlockedKey, GroupStatus
+from eventbus_fastapi.pipeline.steward import EPOCH, BlockedKey, GroupStatus
 from eventbus_fastapi.protocol.events import event_object
 from eventbus_fastapi.store.dead_letters import DeadEntry
 from eventbus_fastapi.store.groups import DeadLetter, WaitingRetry
 
 Object = dict[str, Any]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def group_object(status: GroupStatus) -> Object:
@@ -93,9 +91,4 @@ def error_object(error: Object) -> Object:
 
 def time_text(time: int) -> str:
     """Return unix microseconds as RFC 3339 has them."""
-    return (_EPOCH + timedelta(microseconds=time)).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def micros_of(time: datetime) -> int:
-    """Return an aware time as unix microseconds."""
-    return (time - _EPOCH) // timedelta(microseconds=1)
+    return (EPOCH + timedelta(microseconds=time)).isoformat(timespec="microseconds").replace("+00:00", "Z")
