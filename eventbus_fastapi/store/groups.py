@@ -322,7 +322,7 @@ class Groups:
                         "first_seq": seqs[0],
                         "pending": encode_seqs(seqs),
                         "key_seqs": None if group.ordered_by is None else _keys(claimed),
-                        "duration": _micros(lease),
+                        "duration": micros(lease),
                     },
                 )
             return Claim(token, seqs)
@@ -393,7 +393,7 @@ class Groups:
                             "of_seq": candidate.message.seq,
                             "held": token,
                             "holder": owner,
-                            "duration": _micros(lease),
+                            "duration": micros(lease),
                             "attempt": candidate.attempt + 1,
                             "losses": candidate.losses,
                             "errors": json.dumps(candidate.errors),
@@ -493,7 +493,7 @@ class Groups:
         """Hold claims (by token) and retries (by group, seq and token) for `lease` seconds from now on; return what was
         lost.
         """
-        duration = _micros(lease)
+        duration = micros(lease)
 
         async def work(connection: AsyncConnection) -> set[UUID | HeldRetry]:
             alive: set[UUID | HeldRetry] = set()
@@ -745,5 +745,6 @@ def _errors(errors: Sequence[dict[str, Any]]) -> str:
     return json.dumps(errors[-MOST_ERRORS:])
 
 
-def _micros(seconds: float) -> int:
+def micros(seconds: float) -> int:
+    """Return seconds as microseconds."""
     return round(seconds * 1_000_000)

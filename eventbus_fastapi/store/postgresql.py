@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Executable,
     Integer,
     TableValuedAlias,
     Text,
@@ -46,6 +47,7 @@ from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Moved, Store
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
+from eventbus_fastapi.store.postgresql_groups import PostgreSQLGroups
 from eventbus_fastapi.store.reader import BATCH_BYTES
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, expiry, now_micros
@@ -75,6 +77,14 @@ class PostgreSQLStore(Store):
             statement: _Text(statement, engine)
             for statement in (self._fast.append_alone, self.sql.read_small, self.sql.read_log, self.sql.sizes_of_log)
         }
+
+        if self._is_asyncpg:
+            self.groups = PostgreSQLGroups(
+                self,
+                compile_text=lambda statement: _Text(statement, engine).fill,
+                lend=self._driver,
+                failures=self._driver_failures,
+            )
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
         """One statement of its own: its UPDATE of the head is the lock, held until it commits.
@@ -256,8 +266,8 @@ def _read_committed_alone(connection: DBAPIConnection, record: ConnectionPoolEnt
 class _Text:
     """A statement as asyncpg itself takes it."""
 
-    def __init__(self, statement: Query, engine: AsyncEngine) -> None:
-        compiled = statement.compile(dialect=engine.dialect)
+    def __init__(self, statement: Executable, engine: AsyncEngine) -> None:
+        compiled: Any = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]  # every statement has it
         self._text, self._names, self._constants = str(compiled), compiled.positiontup or [], compiled.params
 
     def fill(self, parameters: dict[str, Any]) -> list[Any]:
