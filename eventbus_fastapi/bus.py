@@ -115,7 +115,8 @@ class EventBus:
         self.handlers = HandlerGroup()
         """Every handler that is registered."""
         self.workers = Workers(self.node, self.handlers, lambda: self.engine)
-        self._starts_workers = workers
+        self.starts_workers = workers
+        """Whether the workers start and stop with the bus."""
         self._listeners = Listeners()
 
     def _expect_commit(self) -> None:
@@ -143,7 +144,7 @@ class EventBus:
             StoreUnavailable: the database cannot be reached.
         """
         await self.node.start()
-        if self._starts_workers:
+        if self.starts_workers:
             await self.workers.start()
 
     async def stop(self) -> None:

@@ -32,6 +32,7 @@ class Workers:
         self._handlers = handlers
         self._engine = engine
         self._queues: dict[str, Queue] = {}
+        self._served: list[str] = []
         self._worker: Worker | None = None
         self._executor: Executor | None = None
 
@@ -39,6 +40,11 @@ class Workers:
     def is_running(self) -> bool:
         """True from `start` until `join` has ended."""
         return self._worker is not None
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that are served now."""
+        return self._served if self._worker is not None else []
 
     def describe(self, queue: Queue) -> None:
         """Say how a queue is served, from the next start on."""
@@ -70,6 +76,7 @@ class Workers:
             self.shutdown()
             await self.join(0)
             raise
+        self._served = [handler.group for handler in served]
         logger.info("serving %d handlers", len(served))
 
     def shutdown(self) -> None:

@@ -1,0 +1,108 @@
+"""`eventbus worker`: serves the handlers of an app in processes of their own."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eventbus_fastapi import EventBus
+from tests.processes import EVENTBUS, Process, environment
+from tests.waiting import eventually
+
+APP = """\
+import os
+from eventbus_fastapi import Event, EventBus
+
+class Made(Event, topic="thing.made"):
+    number: int
+
+eventbus = EventBus()
+
+@eventbus.handler(Made, queue="email")
+async def handle(event: Made) -> None:
+    print("handled", event.number, os.getpid(), flush=True)
+
+@eventbus.handler("#", queue="audit")
+async def audit(payload: object) -> None:
+    print("audited", flush=True)
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A directory with an app."""
+    (tmp_path / "shop.py").write_text(APP)
+    return tmp_path
+
+
+def variables(shop: Path) -> dict[str, str]:
+    return environment(EVENTBUS_DATABASE_URL=f"sqlite+aiosqlite:///{shop}/bus.db")
+
+
+async def publish(shop: Path, *numbers: int) -> None:
+    async with EventBus(f"sqlite+aiosqlite:///{shop}/bus.db") as bus:
+        await bus.publish_many([("thing.made", {"number": number}) for number in numbers])
+
+
+async def fails(shop: Path, *arguments: str) -> str:
+    async with Process.running([*EVENTBUS, "worker", *arguments], cwd=shop, env=variables(shop)) as process:
+        assert await process.end() in (1, 2)
+        return process.output
+
+
+async def test_the_queues_that_are_asked_for_are_served_until_sigterm(shop: Path) -> None:
+    command = [*EVENTBUS, "worker", "shop:eventbus", "--queue", "email"]
+    async with Process.running(command, cwd=shop, env=variables(shop)) as process:
+        await process.line("serving shop.handle")
+        await publish(shop, 1, 2)
+        await process.line("handled 1")
+        await process.line("handled 2")
+        assert await process.interrupt(signal.SIGTERM) == 0
+        assert "audited" not in process.output
+
+
+async def test_a_worker_process_that_dies_is_replaced_and_its_end_is_that_of_all(shop: Path) -> None:
+    command = [*EVENTBUS, "worker", "shop:eventbus", "--processes", "2"]
+    async with Process.running(command, cwd=shop, env=variables(shop)) as process:
+        await _lines(process, "serving shop.handle, shop.audit", 2)
+        first, second = psutil.Process(process.pid).children()
+        first.kill()
+        await process.line("a worker process ended with -9; it is replaced")
+        await _lines(process, "serving shop.handle, shop.audit", 3)
+        await publish(shop, 1)
+        found = re.search(r"handled 1 (\d+)", await process.line("handled 1"))
+        assert found is not None
+        assert int(found[1]) != first.pid
+        children = psutil.Process(process.pid).children()
+        assert await process.interrupt(signal.SIGTERM, timeout=30) == 0
+        assert [child for child in children if child.is_running()] == []
+        assert not second.is_running()
+
+
+async def _lines(process: Process, text: str, count: int) -> None:
+    await eventually(lambda: process.output.count(text) >= count, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("shop", "expected module:name, as in myapp.main:eventbus, got 'shop'"),
+        ("nowhere:eventbus", "there is no module 'nowhere' in "),
+        ("shop:Made", "expected an EventBus at shop:Made, got ModelMetaclass"),
+        ("shop:nothing", "expected an EventBus at shop:nothing, got NoneType"),
+    ],
+)
+async def test_what_is_no_bus_is_an_error_of_one_line(shop: Path, target: str, reason: str) -> None:
+    output = await fails(shop, target)
+    assert reason in output
+    assert "Traceback" not in output
+
+
+async def test_a_queue_that_no_handler_is_of_is_named(shop: Path) -> None:
+    assert "no handler is of the queue 'nix'; there are: audit, email" in await fails(
+        shop, "shop:eventbus", "--queue", "nix"
+    )
