@@ -106,8 +106,8 @@ class Settings(BaseSettings):
     retention_count: int | None = Field(None, ge=1)
     """Most events kept; None: no limit. Defaults to None."""
     retention_group_limit: float | None = Field(None, gt=0)
-    """Seconds that an event is kept at most for a group that has not read it; the group then counts it as lost. None: for
-    as long as a group needs it. Defaults to None."""
+    """Seconds that an event is kept at most for a group that has not read it; the group then counts it as lost. None:
+    for as long as a group needs it. Defaults to None."""
     retention_interval: float = Field(60.0, gt=0)
     """Seconds between removals. Defaults to 60."""
 

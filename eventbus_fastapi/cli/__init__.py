@@ -1,4 +1,4 @@
-"""The command `eventbus`: serve a bus, publish to it, follow it, and look after its tables.
+"""The command `eventbus`: serve a bus, publish to it, follow it, look after its groups and its tables.
 
 One module for each command; `terminal` is what they read, show and end with.
 """
@@ -14,13 +14,17 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
 
-from eventbus_fastapi.cli import migrate, publish, serve, tail, terminal
+from eventbus_fastapi.cli import dead, groups, migrate, publish, serve, tail, terminal, worker
 from eventbus_fastapi.version import VERSION
 
 commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
 commands.command()(serve.serve)
+commands.command()(worker.worker)
 commands.command()(publish.publish)
 commands.command()(tail.tail)
+commands.add_typer(groups.groups, name="groups")
+commands.add_typer(dead.dead, name="dead")
+commands.command()(dead.retry)
 commands.add_typer(migrate.migrate, name="migrate")
 
 

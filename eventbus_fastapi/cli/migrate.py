@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eventbus_fastapi.cli.options import DatabaseUrl, settings_of
+from eventbus_fastapi.cli.options import DatabaseUrl, is_missing_file, settings_of
 from eventbus_fastapi.cli.terminal import UsageError, show
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.engines import is_memory, parse_url
+from eventbus_fastapi.store.engines import parse_url
 from eventbus_fastapi.store.schema import Tables
 
 migrate = typer.Typer(help="Look after the tables of a bus.")
@@ -86,10 +85,8 @@ def check(database_url: DatabaseUrl = None) -> None:
 
 def _without_making_a_file(settings: Settings) -> Settings:
     """Look at an empty database in memory instead of a SQLite file that is not there: SQLite would make it."""
-    url = parse_url(settings.database_url)
-    is_file = url.get_backend_name() == "sqlite" and not is_memory(url) and "uri" not in url.query
-    if is_file and not Path(url.database or "").exists():
-        return settings.replace(database_url=f"{url.drivername}://")
+    if is_missing_file(settings):
+        return settings.replace(database_url=f"{parse_url(settings.database_url).drivername}://")
     return settings
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from eventbus_fastapi.errors import quote
+from eventbus_fastapi.protocol.commands import Start
+from eventbus_fastapi.protocol.fields import MAX_SEQ
 from eventbus_fastapi.settings import PREFIX, Settings, refuse_unknown
+from eventbus_fastapi.store.engines import is_memory, parse_url
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
@@ -22,6 +27,7 @@ Url = Annotated[
         help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….", show_default=DEFAULT_URL
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print each as one line of JSON.")]
 
 
 def settings_of(**given: Any) -> Settings:
@@ -50,3 +56,27 @@ def websocket_url(given: str | None) -> str:
         return url
     path = parts.path.rstrip("/") + "/ws"
     return urlunsplit((parts.scheme.replace("http", "ws"), parts.netloc, path, parts.query, ""))
+
+
+def start_of(option: str, text: str) -> Start:
+    """Return where reading begins: now, earliest, a seq or a time."""
+    if text in ("now", "earliest"):
+        return cast(Start, text)
+    if text.isdecimal() and len(text) <= len(str(MAX_SEQ)):
+        return int(text)
+    return time_of(option, text, expected="now, earliest, a seq or a time")
+
+
+def time_of(option: str, text: str, *, expected: str = "a time") -> datetime:
+    """Return the time that a text says; without an offset it is local time."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{option}: expected {expected}, got {quote(text)}") from None
+
+
+def is_missing_file(settings: Settings) -> bool:
+    """Say whether the database is a SQLite file that is not there: SQLite would make it."""
+    url = parse_url(settings.database_url)
+    is_file = url.get_backend_name() == "sqlite" and not is_memory(url) and "uri" not in url.query
+    return is_file and not Path(url.database or "").exists()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.cli.options import Url, refuse_unknown_settings, websocket_url
+from eventbus_fastapi.cli.options import Url, refuse_unknown_settings, start_of, websocket_url
 from eventbus_fastapi.cli.terminal import show, visible, visible_json, warn
 from eventbus_fastapi.client import ClientConfig, EventBusClient
-from eventbus_fastapi.errors import quote
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.events import event_object
@@ -31,7 +29,7 @@ def tail(
 ) -> None:
     """Print events as they come, one line each: seq, time, topic, payload; acknowledged ones too. Ctrl-C ends it."""
     refuse_unknown_settings()
-    asyncio.run(_follow(websocket_url(url), pattern, _start_of(start), count, _printer(as_json)))
+    asyncio.run(_follow(websocket_url(url), pattern, start_of("--from", start), count, _printer(as_json)))
 
 
 async def _follow(
@@ -49,17 +47,6 @@ async def _follow(
             shown += 1
             if shown == count:
                 return
-
-
-def _start_of(text: str) -> Start:
-    if text in ("now", "earliest"):
-        return cast(Start, text)
-    try:
-        if text.isdecimal():
-            return int(text)
-        return datetime.fromisoformat(text).astimezone()  # without an offset it is local time
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"--from: expected now, earliest, a seq or a time, got {quote(text)}") from None
 
 
 def _printer(as_json: bool) -> Callable[[Message], None]:

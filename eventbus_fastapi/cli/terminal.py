@@ -10,10 +10,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from eventbus_fastapi.errors import EventBusError
 
@@ -57,6 +60,25 @@ def show(text: str) -> None:
             # The reader of our output has had enough, as in `eventbus tail '#' | head -1`: a normal end.
             raise typer.Exit from None
         fail(f"cannot write to stdout: {exc.strerror}")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()) -> None:
+    """Print rows below their columns; `numbers` are the places of those that are aligned on the right."""
+    if sys.stdout.isatty():
+        table = Table(box=None, header_style="bold")
+        for place, column in enumerate(columns):
+            table.add_column(column, justify="right" if place in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console(highlight=False, markup=False, emoji=False).print(table)
+        return
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = [
+            cell.rjust(width) if place in numbers else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        show("  ".join(cells).rstrip())
 
 
 def warn(text: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from eventbus_fastapi import EventBus, Message
+from eventbus_fastapi.store.groups import Again, Death, Settlement
 
 
 class Done(NamedTuple):
@@ -35,6 +37,46 @@ class Server(NamedTuple):
 
     async def log(self) -> list[Message]:
         return (await self.bus.node.history(["#"], 0, 1_000)).messages
+
+
+class Beside(NamedTuple):
+    """A bus that runs, and the command on its database."""
+
+    bus: EventBus
+    command: Command
+    database_url: str
+
+    async def run(self, *arguments: str) -> Done:
+        return await asyncio.to_thread(self.command, *arguments, "--database-url", self.database_url)
+
+    async def kill(self, group: str, *topics: str) -> None:
+        """Publish events of these topics, which die in a group at once."""
+        await self.settle(group, *topics, dead=True)
+
+    async def settle(self, name: str, *topics: str, dead: bool) -> None:
+        """Publish events that fail in a group: they die, or wait for an hour."""
+        await self.bus.publish_many([(topic, {"n": 1}) for topic in topics])
+        groups, store = self.bus.node.store.groups, self.bus.node.store
+        group = await groups.ensure(name, ["#"], after=0)
+        messages = (await store.read(group.cursor, 1_000)).messages
+        claim = await groups.claim(group, messages, up_to=messages[-1].seq, owner="one", lease=60)
+        assert claim is not None
+        settlement = Settlement(group.id, claim.token, pending=())
+        if dead:
+            settlement = settlement._replace(dead=[Death(seq, 1, [ERROR]) for seq in claim.seqs])
+        else:
+            settlement = settlement._replace(again=[Again(seq, 1, 3_600_000_000, [ERROR]) for seq in claim.seqs])
+        await groups.settle([settlement])
+
+
+ERROR = {
+    "attempt": 1,
+    "type": "httpx.ConnectError",
+    "message": "refused\nby peer",
+    "traceback": "Traceback:\n  line 1\nhttpx.ConnectError: refused",
+    "time": 1_767_225_600_000_000,
+    "node": "web-1",
+}
 
 
 def url_in(directory: Path) -> str:

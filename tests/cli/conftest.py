@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from eventbus_fastapi import EventBus
 from eventbus_fastapi.cli import main
-from tests.cli.command_line import Command, Done, Server
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.schema import Tables
+from tests.cli.command_line import Beside, Command, Done, Server
 from tests.server.asking import app_of, bus_on
 from tests.serving import serving
 
@@ -34,3 +38,12 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     bus = bus_on(tmp_path)
     async with serving(app_of(bus)) as served:
         yield Server(bus, served.http)
+
+
+@pytest.fixture
+async def beside(database_url: str, eventbus: Command) -> AsyncIterator[Beside]:
+    """A bus that runs, on each kind of database, and the command beside it on the same database."""
+    settings = Settings(database_url=database_url)
+    await migrations.run(settings, Tables(), migrations.upgrade)
+    async with EventBus(settings=settings) as bus:
+        yield Beside(bus, eventbus, database_url)

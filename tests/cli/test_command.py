@@ -22,7 +22,7 @@ def test_it_lists_its_commands(eventbus: Command) -> None:
     done = eventbus("--help")
 
     assert done.code == 0
-    for command in ("serve", "publish", "tail", "migrate"):
+    for command in ("serve", "publish", "tail", "groups", "dead", "retry", "migrate"):
         assert re.search(rf"\b{command}\b", done.out)
 
 
@@ -52,6 +52,13 @@ def test_it_lists_its_commands(eventbus: Command) -> None:
         (["tail", "a", "--from", "9" * 5_000], ["--from", "'999"]),
         (["tail", "a", "--from", "0001-01-01"], ["--from", "'0001-01-01'"]),
         (["tail", "a", "--count", "0"], ["--count"]),
+        (["groups", "nope"], ["nope", "eventbus groups --help"]),
+        (["groups", "reset", "mail"], ["--to", "eventbus groups reset --help"]),
+        (["groups", "reset", "mail", "--to", "then"], ["--to", "now, earliest, a seq or a time", "'then'"]),
+        (["dead"], ["Missing command"]),
+        (["dead", "list", "--died-after", "then"], ["--died-after", "a time", "'then'"]),
+        (["dead", "show", "mail", "0"], ["'seq'", "eventbus dead show --help"]),
+        (["retry", "mail"], ["say which dead letters"]),
         (["serve", "--log-level", "loud"], ["--log-level", "loud"]),
         (["serve", "--port", "70000"], ["--port"]),
     ],
@@ -82,7 +89,9 @@ def test_a_host_that_cannot_be_one_is_one_line_and_exit_code_1(eventbus: Command
     assert (done.code, host[:60] in done.error) == (1, True)
 
 
-@pytest.mark.parametrize("command", [["serve"], ["publish", "a", "1"], ["tail", "a"], ["migrate", "current"]])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["publish", "a", "1"], ["tail", "a"], ["migrate", "current"], ["groups"], ["dead", "list"]]
+)
 def test_a_setting_that_is_misspelt_is_one_line(
     eventbus: Command, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

@@ -1,0 +1,198 @@
+"""`eventbus dead` and `eventbus retry`: the dead letters of groups, looked at, tried again, forgotten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import to_json
+
+from eventbus_fastapi.cli.opening import with_steward
+from eventbus_fastapi.cli.options import AsJson, DatabaseUrl, time_of
+from eventbus_fastapi.cli.terminal import show, show_table, visible, visible_json
+from eventbus_fastapi.errors import quote
+from eventbus_fastapi.pipeline.steward import LARGEST_MAX_ATTEMPTS, Steward, dead_filter
+from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.server.group_objects import entry_object, letter_object
+from eventbus_fastapi.store.dead_letters import Changed, DeadEntry, DeadFilter
+
+dead = typer.Typer(help="Look after dead letters: events that a group has given up.")
+
+Group = Annotated[str, typer.Argument(help="Name of the group.")]
+Seqs = Annotated[
+    list[int] | None,
+    typer.Argument(
+        min=1, max=fields.MAX_SEQ, help="Their seqs; none: those that the options mean.", show_default=False
+    ),
+]
+Pattern = Annotated[list[str] | None, typer.Option(help="Those whose topic matches; may be given several times.")]
+Error = Annotated[str | None, typer.Option(help="Those whose last error is of this type, such as ConnectError.")]
+DiedAfter = Annotated[str | None, typer.Option(help="Those that died at this RFC 3339 time or later.")]
+DiedBefore = Annotated[str | None, typer.Option(help="Those that died before this time.")]
+Attempts = Annotated[
+    int, typer.Option(min=0, max=LARGEST_MAX_ATTEMPTS, help="Those with so many attempts, or more.", show_default=False)
+]
+All = Annotated[bool, typer.Option("--all", help="All of the group.")]
+
+COLUMNS = ("group", "seq", "topic", "attempts", "died", "error")
+MAX_ERROR = 80
+"""Longest error in a table, characters."""
+
+
+@dead.command("list")
+def list_letters(
+    group: Annotated[str | None, typer.Argument(help="Name of the group; by default all groups.")] = None,
+    pattern: Pattern = None,
+    error: Error = None,
+    died_after: DiedAfter = None,
+    died_before: DiedBefore = None,
+    attempts: Attempts = 0,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Show so many at most.")] = 100,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List dead letters in the order in which they died."""
+    wanted = _filter(pattern, error, died_after, died_before, attempts)
+    found = with_steward(database_url, lambda steward: _find(steward, group, wanted, count))
+    if as_json:
+        for name, entry in found:
+            show(visible_json(to_json(entry_object(name, entry)).decode()))
+    elif found:
+        show_table(COLUMNS, [_row(name, entry) for name, entry in found], numbers=(1, 3))
+    else:
+        show("no dead letters")
+
+
+@dead.command("show")
+def show_letter(
+    group: Group,
+    seq: Annotated[int, typer.Argument(min=1, max=fields.MAX_SEQ)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one line of JSON.")] = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Show a dead letter: the event, and all that went wrong with it, with tracebacks."""
+    text = letter_object(group, with_steward(database_url, lambda steward: steward.dead_letter(group, seq)))
+    if as_json:
+        show(visible_json(text))
+        return
+    letter = json.loads(text)
+    errors = letter.pop("errors")
+    for name, value in letter.items():
+        show(f"{name}: {visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
+    for failure in errors:
+        _show_error(failure)
+
+
+@dead.command()
+def discard(
+    group: Group,
+    seqs: Seqs = None,
+    pattern: Pattern = None,
+    error: Error = None,
+    died_after: DiedAfter = None,
+    died_before: DiedBefore = None,
+    attempts: Attempts = 0,
+    is_all: All = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Forget dead letters."""
+    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts), is_all=is_all)
+
+    async def work(steward: Steward) -> int:
+        if seqs:
+            return await steward.discard(group, seqs)
+        return await _all(lambda after: steward.discard_matching(group, wanted, after=after))
+
+    show(f"dead letters of group {quote(group)} discarded: {with_steward(database_url, work):,}")
+
+
+def retry(
+    group: Group,
+    seqs: Seqs = None,
+    pattern: Pattern = None,
+    error: Error = None,
+    died_after: DiedAfter = None,
+    died_before: DiedBefore = None,
+    attempts: Attempts = 0,
+    is_all: All = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Have dead letters tried again in their group, at once and with all their attempts."""
+    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts), is_all=is_all)
+
+    async def work(steward: Steward) -> int:
+        if seqs:
+            return await steward.retry(group, seqs)
+        return await _all(lambda after: steward.retry_matching(group, wanted, after=after))
+
+    show(f"dead letters of group {quote(group)} tried again: {with_steward(database_url, work):,}")
+
+
+dead.command("retry")(retry)
+
+
+def _filter(
+    pattern: Sequence[str] | None, error: str | None, died_after: str | None, died_before: str | None, attempts: int
+) -> DeadFilter:
+    return dead_filter(
+        *(pattern or ()),
+        error=error,
+        died_after=_time("--died-after", died_after),
+        died_before=_time("--died-before", died_before),
+        attempts=attempts,
+    )
+
+
+def _time(option: str, text: str | None) -> datetime | None:
+    return None if text is None else time_of(option, text)
+
+
+def _choice(seqs: Sequence[int] | None, wanted: DeadFilter, *, is_all: bool) -> DeadFilter:
+    """Return the filter, if exactly one way was taken to say which are meant."""
+    has_filter = wanted != DeadFilter()
+    if bool(seqs) + has_filter + is_all != 1:
+        raise typer.BadParameter("say which dead letters: give their seqs, a filter such as --pattern, or --all")
+    return wanted
+
+
+async def _find(steward: Steward, group: str | None, wanted: DeadFilter, count: int) -> list[tuple[str, DeadEntry]]:
+    found: list[tuple[str, DeadEntry]] = []
+    after: int | None = 0
+    while after is not None and len(found) < count:
+        page = await steward.dead_letters(group, wanted, after=after, limit=count - len(found))
+        found += page.entries
+        after = page.next
+    return found
+
+
+async def _all(change: Callable[[int], Awaitable[Changed]]) -> int:
+    """Change all that are meant, step by step; return how many there were."""
+    changed = await change(0)
+    total = changed.done
+    while changed.next is not None:
+        changed = await change(changed.next)
+        total += changed.done
+    return total
+
+
+def _row(group: str, entry: DeadEntry) -> tuple[str, ...]:
+    listed = entry_object(group, entry)
+    died = datetime.fromisoformat(listed["died_at"]).astimezone().isoformat(" ", "seconds")
+    return visible(group), str(entry.seq), visible(entry.topic), str(entry.attempt), died, _short(listed["error"])
+
+
+def _short(error: dict[str, Any] | None) -> str:
+    if error is None:
+        return ""
+    text = visible(f"{error.get('type')}: {error.get('message')}")
+    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
+
+
+def _show_error(error: dict[str, Any]) -> None:
+    attempt, time, node = error.get("attempt", "?"), error.get("time", ""), error.get("node", "")
+    show(f"\nattempt {attempt}  {visible(str(time))}  {visible(str(node))}")
+    for line in str(error.get("traceback") or f"{error.get('type')}: {error.get('message')}").splitlines():
+        show(f"  {visible(line)}")
