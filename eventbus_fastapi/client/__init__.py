@@ -11,6 +11,15 @@ What the frames mean is decided in `protocol.client`; here are the socket, the t
 
 from eventbus_fastapi.client.client import EventBusClient
 from eventbus_fastapi.client.config import ClientConfig
+from eventbus_fastapi.client.consumer import ClientConsumer
+from eventbus_fastapi.client.group import GroupMessage, GroupSubscription
 from eventbus_fastapi.client.subscription import ClientSubscription
 
-__all__ = ["ClientConfig", "ClientSubscription", "EventBusClient"]
+__all__ = [
+    "ClientConfig",
+    "ClientConsumer",
+    "ClientSubscription",
+    "EventBusClient",
+    "GroupMessage",
+    "GroupSubscription",
+]

@@ -9,15 +9,17 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, overload
 from uuid import UUID
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.client.config import ClientConfig, config_of, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
-from eventbus_fastapi.client.options import make_subscribe
+from eventbus_fastapi.client.consumer import ClientConsumer, Handler
+from eventbus_fastapi.client.group import GroupSubscription
+from eventbus_fastapi.client.options import check_concurrency, make_join, make_subscribe
 from eventbus_fastapi.client.pauses import Pauses
-from eventbus_fastapi.client.subscription import ClientSubscription
+from eventbus_fastapi.client.subscription import ClientSubscription, Subscribed
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import (
     BatchTooLarge,
@@ -26,13 +28,17 @@ from eventbus_fastapi.errors import (
     ConnectionRefused,
     EventBusError,
     InvalidEvent,
+    InvalidInput,
+    LeaseLost,
     LogGap,
     NotRunning,
+    RemoteError,
     quote,
 )
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.protocol.client import ClientSession
 from eventbus_fastapi.protocol.commands import Start
+from eventbus_fastapi.protocol.membership import Held, Membership
 from eventbus_fastapi.protocol.reading import Reading
 from eventbus_fastapi.settings import Overflow
 
@@ -71,7 +77,10 @@ class EventBusClient:
             max_pending_bytes=self.config.max_pending_bytes,
         )
         self._answers: dict[int, asyncio.Future[list[Receipt] | None]] = {}
-        self._subscriptions: weakref.WeakValueDictionary[Reading, ClientSubscription] = weakref.WeakValueDictionary()
+        self._subscriptions: weakref.WeakValueDictionary[Reading | Membership, Subscribed[Any]] = (
+            weakref.WeakValueDictionary()
+        )
+        self._consumers: set[ClientConsumer] = set()
         self._connected = Waiters()
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
@@ -113,7 +122,8 @@ class EventBusClient:
             await self._connected.wait()
 
     async def close(self) -> None:
-        """End the client. Subscriptions end; what was published or acknowledged may still be answered.
+        """End the client. Subscriptions end; what was published or acknowledged may still be answered. Handlers of
+        `consume` that run have `close_timeout` to end.
 
         Requests without an answer after `close_timeout` fail with `NotRunning`; whether the server did them is not
         known. No task, socket or timer is left when this returns. Closing twice is closing once.
@@ -123,11 +133,15 @@ class EventBusClient:
         if self._closed is None:
             self._closed = asyncio.Event()
             try:
+                grace = seconds(self.config.close_timeout)
+                await asyncio.gather(*(consumer.close(grace) for consumer in list(self._consumers)))
                 for subscription in list(self._subscriptions.values()):
                     subscription._end()
                 if self._answers and self._is_running:
                     await asyncio.wait(self._answers.values(), timeout=seconds(self.config.close_timeout))
             finally:  # nothing here waits: a cancelled close() must not keep later ones from returning
+                for consumer in list(self._consumers):
+                    consumer.abort()
                 self._fail(NotRunning("the client was closed before the server answered"))
                 if self._task is not None:
                     self._task.cancel()
@@ -232,6 +246,7 @@ class EventBusClient:
 
     # --- reading -------------------------------------------------------------------------------------
 
+    @overload
     def subscribe(
         self,
         *patterns: str | type[Event],
@@ -243,7 +258,36 @@ class EventBusClient:
         overflow: Overflow | None = None,
         buffer: int | None = None,
         on_gap: Callable[[LogGap], object] | None = None,
-    ) -> ClientSubscription:
+        group: None = None,
+    ) -> ClientSubscription: ...
+    @overload
+    def subscribe(
+        self,
+        *patterns: str | type[Event],
+        group: str,
+        credit: int | None = None,
+        ack_wait: float | None = None,
+        max_attempts: int | None = None,
+        start: Start = "now",
+        after: int | None = None,
+        payload_type: Any = None,
+    ) -> GroupSubscription: ...
+    def subscribe(
+        self,
+        *patterns: str | type[Event],
+        start: Start = "now",
+        after: int | None = None,
+        epoch: UUID | None = None,
+        payload_type: Any = None,
+        include_processed: bool = False,
+        overflow: Overflow | None = None,
+        buffer: int | None = None,
+        on_gap: Callable[[LogGap], object] | None = None,
+        group: str | None = None,
+        credit: int | None = None,
+        ack_wait: float | None = None,
+        max_attempts: int | None = None,
+    ) -> ClientSubscription | GroupSubscription:
         """Subscribe to every event that matches one of the patterns, each once and in order.
 
         It starts at once; `async with client.subscribe(…) as subscription` waits until the server has confirmed it. It
@@ -261,11 +305,37 @@ class EventBusClient:
         `on_gap` gets each `LogGap`, at its place among the messages, instead of the loop raising it. `overflow` and
         `buffer` are what the server does when the program falls behind; None: its own defaults.
 
+        With `group` it becomes a member of that group, a durable reader of the log that all its members share: each
+        event goes to one of them, with an `attempt`, until one has called its `ack()`. `patterns`, `start`, `after` and
+        `max_attempts` (default 10) count where this makes the group. The member holds at most `credit` events (default
+        100) that are not settled, and has `ack_wait` seconds (default 30) for each; then it is another member's, and so
+        is everything after a lost connection. `consume` does the same with a handler, and settles by itself.
+
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
             InvalidInput: another argument cannot be used.
             NotRunning, ConnectionRefused: see the class.
         """
+        if group is not None:
+            unusable = (epoch, include_processed or None, overflow, buffer, on_gap)
+            if any(each is not None for each in unusable):
+                raise InvalidInput("a group has its own place: no epoch, include_processed, overflow, buffer or on_gap")
+            joining = make_join(
+                patterns,
+                start=start,
+                after=after,
+                group=group,
+                credit=credit,
+                ack_wait=ack_wait,
+                max_attempts=max_attempts,
+            )
+            self._ensure_running()
+            membership = self._session.join(joining)
+            member = GroupSubscription(self, membership, _types(patterns), payload_type)
+            self._keep(membership, member)
+            return member
+        if any(each is not None for each in (credit, ack_wait, max_attempts)):
+            raise InvalidInput("only a subscription with a group has credit, ack_wait and max_attempts")
         options = make_subscribe(
             patterns,
             start=start,
@@ -275,16 +345,61 @@ class EventBusClient:
             overflow=overflow,
             buffer=buffer,
         )
-        types = {pattern.__topic__: pattern for pattern in patterns if not isinstance(pattern, str)}
         self._ensure_running()
         reading = self._session.subscribe(options, self.config.window)
-        subscription = ClientSubscription(self, reading, types, payload_type, on_gap)
+        subscription = ClientSubscription(self, reading, _types(patterns), payload_type, on_gap)
+        self._keep(reading, subscription)
+        return subscription
+
+    def _keep(self, reading: Reading | Membership, subscription: Subscribed[Any]) -> None:
         self._subscriptions[reading] = subscription
         # One that nobody refers to cannot be read any more: the server need not send it.
         loop = asyncio.get_running_loop()
         weakref.finalize(subscription, _drop_later, weakref.ref(self), loop, reading).atexit = False
         self._wake()
-        return subscription
+
+    def consume(
+        self,
+        handler: Handler,
+        *patterns: str | type[Event],
+        group: str,
+        concurrency: int = 10,
+        credit: int | None = None,
+        ack_wait: float | None = None,
+        max_attempts: int | None = None,
+        start: Start = "now",
+        after: int | None = None,
+        payload_type: Any = None,
+    ) -> ClientConsumer:
+        """Call a handler with each event that a group gives this client, up to `concurrency` at the same time.
+
+        When the handler returns, its event is acked; when it raises, nacked, with the error as the reason: the server
+        brings it again after a backoff, here or to another member, until `max_attempts`. While it runs it may take as
+        long as it likes: the ack wait is extended. A handler whose event is lost to another member, as after a lost
+        connection, is cancelled. It may also settle its message itself: `nack(delay=…)`, `reject(reason)`.
+
+        It begins at once and goes on over reconnects, until `close()` of what is returned, or of the client; `await`
+        what is returned to wait for that. The rest is as in `subscribe`; `credit` is twice `concurrency` by default.
+
+        Raises:
+            InvalidInput: an argument cannot be used.
+            NotRunning, ConnectionRefused: see the class.
+        """
+        check_concurrency(concurrency)
+        subscription = self.subscribe(
+            *patterns,
+            group=group,
+            credit=2 * concurrency if credit is None else credit,
+            ack_wait=ack_wait,
+            max_attempts=max_attempts,
+            start=start,
+            after=after,
+            payload_type=payload_type,
+        )
+        consumer = ClientConsumer(self, subscription, handler, concurrency)
+        self._consumers.add(consumer)
+        consumer.start(self._consumers.discard)
+        return consumer
 
     async def ack(self, message: Message) -> None:
         """Mark a message processed, as `message.ack()` does. Returns when the server has confirmed it.
@@ -306,7 +421,35 @@ class EventBusClient:
             self._wake()
         return item
 
-    def _drop(self, reading: Reading) -> None:
+    def _take_held(self, membership: Membership) -> Held | None:
+        held = self._session.take_held(membership)
+        if self._session.has_frame():
+            self._wake()
+        return held
+
+    def _extend_all(self, membership: Membership) -> None:
+        self._session.extend_all(membership)
+        self._wake()
+
+    async def _tell(self, held: Held, ask: Callable[[ClientSession], int]) -> None:
+        """Tell the server something about an event that is held.
+
+        Raises:
+            LeaseLost: it is another member's.
+        """
+        try:
+            request_id = ask(self._session)
+        finally:
+            self._wake()
+        try:
+            await self._answer(request_id)
+        except RemoteError as exc:
+            if exc.code != LeaseLost.code:
+                raise
+            held.lose()
+            raise LeaseLost([held.message.seq]) from exc
+
+    def _drop(self, reading: Reading | Membership) -> None:
         self._session.unsubscribe(reading)
         self._wake()
 
@@ -422,7 +565,14 @@ class EventBusClient:
         return f"<EventBusClient {self.config.address} {state}>"
 
 
-def _drop_later(client: weakref.ref[EventBusClient], loop: asyncio.AbstractEventLoop, reading: Reading) -> None:
+def _types(patterns: Sequence[str | type[Event]]) -> dict[str, type[Event]]:
+    """Return the types that payloads have, by topic."""
+    return {pattern.__topic__: pattern for pattern in patterns if not isinstance(pattern, str)}
+
+
+def _drop_later(
+    client: weakref.ref[EventBusClient], loop: asyncio.AbstractEventLoop, reading: Reading | Membership
+) -> None:
     """End a subscription that was garbage collected, which may happen in any thread."""
     if (alive := client()) is not None:
         with suppress(RuntimeError):  # the loop is closed, and the client with it

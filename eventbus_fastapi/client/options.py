@@ -12,10 +12,20 @@ from uuid import UUID
 
 from eventbus_fastapi.errors import InvalidInput, InvalidPattern, quote
 from eventbus_fastapi.events import Event
-from eventbus_fastapi.protocol.commands import MAX_PATTERNS, Start, Subscribe
+from eventbus_fastapi.protocol.commands import (
+    MAX_ACK_WAIT,
+    MAX_ATTEMPTS,
+    MAX_PATTERNS,
+    MIN_ACK_WAIT,
+    Start,
+    Subscribe,
+)
 from eventbus_fastapi.protocol.fields import MAX_ID, MAX_SEQ
 from eventbus_fastapi.settings import Overflow
 from eventbus_fastapi.topics import check_pattern
+
+MAX_CONCURRENCY = 5_000
+"""Most handlers that one `consume` runs at the same time."""
 
 
 def make_subscribe(
@@ -51,6 +61,54 @@ def make_subscribe(
     )
 
 
+def make_join(
+    patterns: Sequence[str | type[Event]],
+    *,
+    start: Start,
+    after: int | None,
+    group: str,
+    credit: int | None,
+    ack_wait: float | None,
+    max_attempts: int | None,
+) -> Subscribe:
+    """Check the arguments of a subscription with a group, and return them as the command to send.
+
+    Raises:
+        InvalidPattern: a pattern does not follow the grammar.
+        InvalidInput: anything else of them cannot be used.
+    """
+    chosen = tuple(dict.fromkeys(_pattern(pattern) for pattern in patterns))
+    _expect(1 <= len(chosen) <= MAX_PATTERNS, "patterns", f"at least one and at most {MAX_PATTERNS}", len(chosen))
+    _expect(isinstance(group, str), "group", "the name of a group", group)
+    _expect(group != "", "group", "the name of a group", group)
+    _expect(credit is None or _is_integer(credit, 1, MAX_ID), "credit", "None or an integer above 0", credit)
+    _expect(
+        ack_wait is None or _is_number(ack_wait, MIN_ACK_WAIT, MAX_ACK_WAIT),
+        "ack_wait",
+        f"None or {MIN_ACK_WAIT:g} to {MAX_ACK_WAIT:,g} seconds",
+        ack_wait,
+    )
+    _expect(
+        max_attempts is None or _is_integer(max_attempts, 1, MAX_ATTEMPTS),
+        "max_attempts",
+        f"None or an integer from 1 to {MAX_ATTEMPTS}",
+        max_attempts,
+    )
+    return Subscribe(
+        chosen, start=_start(start, after), credit=credit, group=group, ack_wait=ack_wait, max_attempts=max_attempts
+    )
+
+
+def check_concurrency(concurrency: object) -> None:
+    """Check how many handlers run at the same time.
+
+    Raises:
+        InvalidInput: it is no number of them.
+    """
+    is_usable = _is_integer(concurrency, 1, MAX_CONCURRENCY)
+    _expect(is_usable, "concurrency", f"an integer from 1 to {MAX_CONCURRENCY:,}", concurrency)
+
+
 def _pattern(pattern: object) -> str:
     if isinstance(pattern, type) and issubclass(pattern, Event):
         if not pattern.__topic__:
@@ -77,6 +135,10 @@ def _start(start: object, after: object) -> Start:
 
 def _is_integer(value: object, minimum: int, maximum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def _is_number(value: object, minimum: float, maximum: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def _expect(is_usable: bool, name: str, expected: str, got: object) -> None:

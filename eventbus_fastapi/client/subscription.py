@@ -3,25 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 from uuid import UUID
 
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import EventBusError, LogGap, NotRunning
 from eventbus_fastapi.events import Message
+from eventbus_fastapi.protocol.membership import Membership
 from eventbus_fastapi.protocol.reading import Reading
+
+R = TypeVar("R", Reading, Membership)
 
 
 class Source(Protocol):
     """What a subscription needs of its client."""
 
     def _take(self, reading: Reading) -> Message | LogGap | None: ...
-    def _drop(self, reading: Reading) -> None: ...
+    def _drop(self, reading: Reading | Membership) -> None: ...
     def _ensure_running(self) -> None: ...
     async def ack(self, message: Message) -> None: ...
 
 
-class ClientSubscription:
+class Subscribed(Generic[R]):
+    """What all subscriptions have in common: they start, wait and end."""
+
+    def __init__(self, source: Source, reading: R, types: Mapping[str, Any], default_type: Any) -> None:
+        self._source = source
+        self._reading: R = reading
+        self._types = types
+        self._default_type = default_type
+        self._waiters = Waiters()
+        self._is_closed = False
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return self._reading.options.patterns
+
+    async def aclose(self) -> None:
+        """End the subscription; iteration ends. What has arrived and was not taken is dropped."""
+        self._end()
+
+    async def _until(self, is_started: Callable[[], bool]) -> None:
+        while not is_started():
+            if self._reading.error is not None:
+                raise fresh(self._reading.error)
+            if self._is_closed:
+                raise NotRunning("the subscription is closed")
+            self._source._ensure_running()
+            await self._waiters.wait()
+
+    def _end(self) -> None:
+        """Do what `aclose` does, from synchronous code."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._source._drop(self._reading)
+            self._waiters.wake()
+
+    def _wake(self) -> None:
+        """Tell those who wait that there is something new."""
+        self._waiters.wake()
+
+    def _fail(self, error: EventBusError) -> None:
+        """Raise an error from those who wait now."""
+        self._waiters.fail(error)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._end()
+
+    def __aiter__(self) -> Self:
+        return self
+
+
+class ClientSubscription(Subscribed[Reading]):
     """Messages of a remote bus, in order, without hole or double.
 
         async for message in client.subscribe("user.*"):
@@ -43,17 +96,8 @@ class ClientSubscription:
         default_type: Any,
         on_gap: Callable[[LogGap], object] | None,
     ) -> None:
-        self._source = source
-        self._reading = reading
-        self._types = types
-        self._default_type = default_type
+        super().__init__(source, reading, types, default_type)
         self._on_gap = on_gap
-        self._waiters = Waiters()
-        self._is_closed = False
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        return self._reading.options.patterns
 
     @property
     def after(self) -> int | None:
@@ -77,33 +121,9 @@ class ClientSubscription:
             RemoteError: the server refused it.
             ConnectionLost, ConnectionRefused, NotRunning: there is no server to ask.
         """
-        while (after := self.after) is None:
-            if self._reading.error is not None:
-                raise fresh(self._reading.error)
-            if self._is_closed:
-                raise NotRunning("the subscription is closed")
-            self._source._ensure_running()
-            await self._waiters.wait()
-        return after
-
-    async def aclose(self) -> None:
-        """End the subscription; iteration ends. What has arrived and was not taken is dropped."""
-        self._end()
-
-    def _end(self) -> None:
-        """Do what `aclose` does, from synchronous code."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._source._drop(self._reading)
-            self._waiters.wake()
-
-    def _wake(self) -> None:
-        """Tell those who wait that there is something new."""
-        self._waiters.wake()
-
-    def _fail(self, error: EventBusError) -> None:
-        """Raise an error from those who wait now."""
-        self._waiters.fail(error)
+        await self._until(lambda: self.after is not None)
+        assert self.after is not None
+        return self.after
 
     async def __aenter__(self) -> Self:
         try:
@@ -111,12 +131,6 @@ class ClientSubscription:
         except BaseException:
             self._end()
             raise
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._end()
-
-    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message:

@@ -21,12 +21,25 @@ from eventbus_fastapi.errors import (
     ConnectionLost,
     EventBusError,
     FrameTooLarge,
+    LeaseLost,
     LogGap,
     PublishBufferFull,
     quote,
 )
 from eventbus_fastapi.events import Draft, Message, Receipt
-from eventbus_fastapi.protocol.commands import Acknowledge, Credit, Ping, Publish, Subscribe, Unsubscribe, client_frame
+from eventbus_fastapi.protocol.commands import (
+    Acknowledge,
+    Chosen,
+    Credit,
+    Extend,
+    Nack,
+    Ping,
+    Publish,
+    Reject,
+    Subscribe,
+    Unsubscribe,
+    client_frame,
+)
 from eventbus_fastapi.protocol.frames import (
     Bye,
     CaughtUp,
@@ -34,12 +47,14 @@ from eventbus_fastapi.protocol.frames import (
     Delivered,
     Failed,
     Gap,
+    Lost,
     Ok,
     ServerFrame,
     Welcome,
     parse_server_frame,
     receipts,
 )
+from eventbus_fastapi.protocol.membership import Held, Membership
 from eventbus_fastapi.protocol.reading import Reading
 
 logger = logging.getLogger("eventbus_fastapi.client")
@@ -84,6 +99,8 @@ class _Request:
     """How many are published; 0 for an ack."""
     is_live: bool = False
     """Published without storage, so that a second time would be a second event."""
+    held: Held | None = None
+    """The event of a group that it is about, which is lost with the connection."""
     is_in_flight: bool = False
     attempts: int = 0
     """Retryable refusals so far."""
@@ -107,7 +124,7 @@ class ClientSession:
         """The limits of the last server, as far as they can be used."""
         self.settled: list[Settled] = []
         """Requests that have come to an end; the owner empties it."""
-        self.changed: set[Reading] = set()
+        self.changed: set[Reading | Membership] = set()
         """Subscriptions that have something new: an event, the server's answer, an end. The owner empties it."""
         self._last_id = 0
         self._requests: dict[int, _Request] = {}
@@ -116,10 +133,10 @@ class ClientSession:
         self._queue: deque[_Request] = deque()
         self._held_until: float | None = None
         self._control: deque[str] = deque()
-        self._readings: dict[int, Reading] = {}
+        self._readings: dict[int, Reading | Membership] = {}
         self._last_sub = 0
-        self._unconfirmed: dict[int, Reading] = {}
-        self._due: dict[Reading, float] = {}
+        self._unconfirmed: dict[int, Reading | Membership] = {}
+        self._due: dict[Reading | Membership, float] = {}
 
     # --- what the program asks for -------------------------------------------------------------------
 
@@ -152,12 +169,15 @@ class ClientSession:
 
     def acknowledge(self, seq: int, message_id: UUID) -> int:
         """Take an ack; it is sent before publishes that wait. Return the request's id."""
-        request_id = self._next_id()
-        frame = client_frame(Acknowledge([(seq, message_id)], request_id))
-        request = self._requests[request_id] = _Request(request_id, frame, _bytes(frame), 0)
+        return self._ask_first(Acknowledge([(seq, message_id)], self._next_id()))
+
+    def _ask_first(self, command: Acknowledge | Nack | Reject | Extend, held: Held | None = None) -> int:
+        assert command.id is not None
+        frame = client_frame(command)
+        request = self._requests[command.id] = _Request(command.id, frame, _bytes(frame), 0, held=held)
         if self._held_until is None:
             self._queue.appendleft(request)
-        return request_id
+        return request.id
 
     def forget(self, request_id: int) -> None:
         """Drop a request. If it was not sent yet it never will be; an answer is ignored."""
@@ -167,15 +187,14 @@ class ClientSession:
         """Start a subscription; it goes on over reconnects until `unsubscribe`."""
         self._last_sub += 1
         reading = Reading(options._replace(sub=self._last_sub), window)
-        self._readings[reading.sub] = reading
-        if self.welcome is not None:
-            self._start(reading)
+        self._begin(reading)
         return reading
 
-    def unsubscribe(self, reading: Reading) -> None:
-        """End a subscription; nothing of it arrives any more."""
+    def unsubscribe(self, reading: Reading | Membership) -> None:
+        """End a subscription; nothing of it arrives any more. What a group's held is for others."""
         if self._readings.pop(reading.sub, None) is None:
             return
+        reading.suspend()
         self._due.pop(reading, None)
         self.changed.discard(reading)
         if self.welcome is not None:
@@ -186,6 +205,67 @@ class ClientSession:
         item = reading.take()
         self._refill(reading)
         return item
+
+    # --- groups --------------------------------------------------------------------------------------
+
+    def join(self, options: Subscribe) -> Membership:
+        """Become a member of a group; it goes on over reconnects until `unsubscribe`."""
+        self._last_sub += 1
+        membership = Membership(options._replace(sub=self._last_sub))
+        self._begin(membership)
+        return membership
+
+    def take_held(self, membership: Membership) -> Held | None:
+        """Return the next event that the member holds; None if there is none."""
+        while (held := membership.take()) is not None:
+            if not held.is_lost:
+                return held
+            self._name(held)
+        return None
+
+    def ack(self, held: Held) -> int:
+        """Take an ack of a group's event; it is sent before publishes that wait. Return the request's id.
+
+        Raises:
+            LeaseLost: it is another member's.
+        """
+        self._require(held)
+        events = [(held.message.seq, None)]
+        return self._ask_first(Acknowledge(events, self._next_id(), held.membership.sub, held.attempt), held)
+
+    def nack(self, held: Held, delay: float | None, reason: str | None) -> int:
+        """The same, to have it tried again."""
+        self._require(held)
+        return self._ask_first(Nack(_chosen(held), held.membership.sub, delay, reason, self._next_id()), held)
+
+    def reject(self, held: Held, reason: str | None) -> int:
+        """The same, to have it given up."""
+        self._require(held)
+        return self._ask_first(Reject(_chosen(held), held.membership.sub, reason, self._next_id()), held)
+
+    def extend(self, held: Held) -> int:
+        """The same, to keep it for longer."""
+        self._require(held)
+        return self._ask_first(Extend(_chosen(held), held.membership.sub, self._next_id()), held)
+
+    def extend_all(self, membership: Membership) -> None:
+        """Keep all that the member holds for longer. What is lost by then, the server tells by itself."""
+        seqs = [held.message.seq for held in membership.unsettled]
+        if seqs and membership.is_confirmed:
+            # With an id, as the answer to one is not reported where nobody waits for it.
+            self._control.append(client_frame(Extend(Chosen(seqs), membership.sub, self._next_id())))
+
+    def _require(self, held: Held) -> None:
+        if held.is_lost:
+            self._name(held)
+            raise LeaseLost([held.message.seq])
+
+    def _name(self, held: Held) -> None:
+        """Speak of an event that was taken back: until then the server counts it against the credit."""
+        membership = held.membership
+        if membership.is_confirmed and held.connection == membership.connection and not held.is_settled:
+            held.is_settled = True
+            self._control.append(client_frame(Nack(_chosen(held), membership.sub, id=self._next_id())))
 
     # --- what the owner of the socket does -----------------------------------------------------------
 
@@ -257,6 +337,8 @@ class ClientSession:
                 # A log would know the message_id; without storage a second time would be a second event.
                 lost = ConnectionLost("the connection was lost before the server answered; the event is not stored")
                 self._settle(request, error=lost)
+            elif request.held is not None:
+                self._settle(request, error=LeaseLost([request.held.message.seq]))
             request.is_in_flight = False
         self._enqueue()
 
@@ -269,7 +351,7 @@ class ClientSession:
         if self.welcome is None:
             raise BadFrame(f"the server sent {type(frame).__name__} before its welcome")
         match frame:
-            case Delivered() | Gap() | CaughtUp() | Closed():
+            case Delivered() | Lost() | Gap() | CaughtUp() | Closed():
                 self._on_subscription(frame, now)
             case Ok():
                 self._on_ok(frame, self.welcome)
@@ -290,10 +372,13 @@ class ClientSession:
         for reading in self._readings.values():
             self._start(reading)
 
-    def _on_subscription(self, frame: Delivered | Gap | CaughtUp | Closed, now: float) -> None:
+    def _on_subscription(self, frame: Delivered | Lost | Gap | CaughtUp | Closed, now: float) -> None:
         reading = self._readings.get(_integer(frame.sub)) if isinstance(frame.sub, int) else None
         if reading is None:
             return  # it was unsubscribed while this was on its way
+        if isinstance(reading, Membership):
+            self._on_membership(reading, frame, now)
+            return
         match frame:
             case Delivered(message=message):
                 _check(message)
@@ -312,12 +397,33 @@ class ClientSession:
                 reading.suspend()
                 self._retry_or_end(reading, error, now)
 
+    def _on_membership(
+        self, membership: Membership, frame: Delivered | Lost | Gap | CaughtUp | Closed, now: float
+    ) -> None:
+        match frame:
+            case Delivered(message=message, attempt=attempt):
+                _check(message)
+                membership.deliver(message, attempt)
+                self.changed.add(membership)
+            case Lost(seqs=seqs):
+                membership.lose([_integer(seq) for seq in seqs])
+            case Closed(error=error):
+                membership.suspend()
+                self._retry_or_end(membership, error, now)
+            case _:
+                pass  # a group has none of these
+
     def _on_ok(self, ok: Ok, welcome: Welcome) -> None:
         if request := self._requests.get(_integer(ok.id)):
             if not request.is_in_flight:
                 raise BadFrame(f"the server answered request {ok.id}, which was not sent")
             self._settle(request, _receipts(ok, request.events) if request.events else None)
-        elif reading := self._unconfirmed.pop(ok.id, None):
+        elif (reading := self._unconfirmed.pop(ok.id, None)) is None:
+            return
+        elif isinstance(reading, Membership):
+            reading.confirm(ok.result)
+            self.changed.add(reading)
+        else:
             after = _integer(ok.result["after"])
             reading.confirm(after, _integer(ok.result.get("processed_before", 0)), welcome.epoch)
             self.changed.add(reading)
@@ -370,12 +476,19 @@ class ClientSession:
 
     # --- subscriptions -------------------------------------------------------------------------------
 
-    def _start(self, reading: Reading) -> None:
+    def _begin(self, reading: Reading | Membership) -> None:
+        self._readings[reading.sub] = reading
+        if self.welcome is not None:
+            self._start(reading)
+
+    def _start(self, reading: Reading | Membership) -> None:
         command = reading.subscribe(self._next_id())
         self._unconfirmed[self._last_id] = reading
         self._control.append(client_frame(command))
 
-    def _retry_or_end(self, reading: Reading, error: EventBusError, now: float) -> None:
+    def _retry_or_end(self, reading: Reading | Membership, error: EventBusError, now: float) -> None:
+        if self._readings.get(reading.sub) is not reading:
+            return  # it was unsubscribed while this was on its way
         reading.attempts += 1
         if error.retry and not self._exhausted(reading.attempts):
             self._due[reading] = now + self._delay(error, reading.attempts)
@@ -402,6 +515,10 @@ class ClientSession:
         advice = error.retry_after
         known = isinstance(advice, int | float) and math.isfinite(advice) and advice > 0
         return (min(float(advice), MAX_ADVICE) if known and advice else 0.0) + self._backoff.delay(attempts - 1)
+
+
+def _chosen(held: Held) -> Chosen:
+    return Chosen((held.message.seq,), attempt=held.attempt)
 
 
 def _bytes(text: str) -> int:
