@@ -30,6 +30,7 @@ from websockets.asyncio.client import connect
 from eventbus_fastapi import EventBus, EventBusClient, Settings
 from eventbus_fastapi.settings import PREFIX
 from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.groups import Death, Settlement
 from eventbus_fastapi.store.schema import Tables
 from tests import documents
 from tests.documents import README
@@ -40,6 +41,7 @@ from tests.waiting import eventually
 
 DOCS = CHECKOUT / "docs"
 DELIVERY = DOCS / "delivery.md"
+GROUPS = DOCS / "groups.md"
 GROWING = DOCS / "growing.md"
 MIGRATIONS = DOCS / "migrations.md"
 WORKERS = DOCS / "workers.md"
@@ -216,6 +218,59 @@ async def test_the_code_of_growing_md_publishes_from_another_engine_and_copies_a
         await namespace["engine"].dispose()
     async with EventBus(new_url) as new:
         assert await log(new) == history
+
+
+async def test_the_code_of_groups_md_does_what_it_says(database_url: str) -> None:
+    """Given a group with dead letters, when the fragments run, then those that were meant are retried or gone."""
+    await prepare(database_url)
+    async with EventBus(database_url) as eventbus:
+        await kill_some(eventbus)
+        namespace: dict[str, Any] = {"eventbus": eventbus, "print": lambda *_: None}
+        for block in documents.python_blocks(GROUPS):
+            await documents.run(block, namespace)
+        assert [item.seq for item in await eventbus.groups.retries("shop.send_welcome")] == [1, 2]
+        assert (await eventbus.groups.dead_letters()).entries == []
+        billing = (await eventbus.groups.group("billing")).group
+        assert (billing.is_paused, billing.cursor, billing.ordered_by) == (False, 0, "key")
+
+
+async def test_the_commands_of_groups_md_print_what_it_shows(database_url: str, tmp_path: Path) -> None:
+    """Given a bus that runs, when the commands are typed one after the other, then each prints what stands below it."""
+    await prepare(database_url)
+    (console,) = [block for block in documents.blocks(GROUPS) if block.language == "console"]
+    variables = {**environment(), "EVENTBUS_DATABASE_URL": database_url}
+    async with EventBus(database_url) as eventbus:
+        await kill_some(eventbus)
+        for dialogue in documents.dialogues(console):
+            process = await asyncio.create_subprocess_exec(
+                *EVENTBUS, *shlex.split(dialogue.command)[1:], env=variables, stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await asyncio.wait_for(process.communicate(), 60)
+            assert masked(out.decode().strip()) == masked(dialogue.output)
+
+
+def test_the_requests_of_groups_md_are_those_of_the_router() -> None:
+    paths = served(EventBus("sqlite+aiosqlite://")).openapi()["paths"]
+    expected = {
+        f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if path.startswith(("/groups", "/dead-letters"))
+    }
+    assert {row.split("`")[1] for row in documents.rows(GROUPS, "| request | does |")} == expected
+
+
+async def kill_some(eventbus: EventBus) -> None:
+    """Have three events die in the group of the page."""
+    await eventbus.publish_many([("user.created", {"id": number}) for number in range(1, 4)])
+    store, groups = eventbus.node.store, eventbus.node.store.groups
+    group = await groups.ensure("shop.send_welcome", ["user.created"], after=0)
+    claim = await groups.claim(group, (await store.read(0, 3)).messages, up_to=3, owner="one", lease=60)
+    assert claim is not None
+    refused = {"type": "httpx.ConnectError", "message": "refused"}
+    wrong = {"type": "ValueError", "message": "no address"}
+    dead = [Death(1, 3, [refused] * 3), Death(2, 3, [refused] * 3), Death(3, 1, [wrong])]
+    await groups.settle([Settlement(group.id, claim.token, dead=dead, pending=())])
 
 
 def served(eventbus: EventBus) -> FastAPI:
