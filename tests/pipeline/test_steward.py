@@ -1,0 +1,121 @@
+"""The steward: what it refuses, and what a node that serves a group makes of what it does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from eventbus_fastapi.errors import GroupNotFound, InvalidEvent, InvalidGroup, InvalidPattern, NotRunning
+from eventbus_fastapi.pipeline.node import Node
+from eventbus_fastapi.pipeline.outcome import Ack
+from eventbus_fastapi.pipeline.retention import Retention
+from eventbus_fastapi.pipeline.steward import Steward, dead_filter
+from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store import Store
+from tests.drafts import drafts
+from tests.pipeline.conftest import OpenNode
+from tests.waiting import eventually
+
+
+async def take_one(node: Node, name: str) -> int:
+    """Return the seq of the next event of a group, acked."""
+    consumer = await node.consume(name, ["#"], start="earliest")
+    (delivery,) = await consumer.take(1)
+    await consumer.settle_and_tell(delivery, Ack())
+    await node.consumers.close(consumer)
+    return delivery.message.seq
+
+
+@pytest.mark.parametrize(
+    ("declared", "error", "words"),
+    [
+        ({"patterns": []}, InvalidGroup, "at least one pattern"),
+        ({"patterns": ["a..b"]}, InvalidPattern, "segment 2"),
+        ({"name": "a b"}, InvalidGroup, "without spaces"),
+        ({"ordered_by": "topic"}, InvalidGroup, "'key' or None, got 'topic'"),
+        ({"max_attempts": 0}, InvalidGroup, "max_attempts must be an int ≥ 1, got 0"),
+        ({"max_attempts": True}, InvalidGroup, "got True"),
+        ({"start": 7}, InvalidGroup, "the log ends at 0"),
+        ({"start": "then"}, InvalidEvent, "start must be"),
+        ({"start": datetime(2026, 1, 1)}, InvalidEvent, "no time zone"),  # noqa: DTZ001
+    ],
+)
+async def test_a_group_that_cannot_be_is_refused_and_not_made(
+    store: Store, declared: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    steward = Steward(store)
+    with pytest.raises(error, match=words):
+        await steward.declare(**{"name": "g", "patterns": ["#"], **declared})
+    assert await steward.groups() == []
+
+
+async def test_a_declared_group_has_the_default_number_of_attempts(store: Store) -> None:
+    status = await Steward(store).declare("g", ["a", "a"])
+    assert (status.group.patterns, status.group.max_attempts, status.figures.dead) == (("a",), 10, 0)
+
+
+async def test_a_group_that_is_not_there_is_not_found(store: Store) -> None:
+    steward = Steward(store)
+    for work in (steward.group, steward.retries, steward.blocked_keys, steward.dead_letters):
+        with pytest.raises(GroupNotFound):
+            await work("nobody")
+    for change in (steward.retry_matching, steward.discard_matching):
+        with pytest.raises(GroupNotFound):
+            await change("nobody", dead_filter())
+
+
+def test_a_filter_needs_a_time_zone() -> None:
+    with pytest.raises(InvalidGroup, match="died_after must have a time zone, got '2026-01-01T00:00:00'"):
+        dead_filter(died_after=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_a_filter_counts_microseconds_exactly() -> None:
+    wanted = dead_filter("a", "a", died_after=datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC))
+    assert (wanted.patterns, wanted.since) == (("a",), 1_767_225_600_000_001)
+
+
+async def test_on_a_node_it_needs_the_node_to_run(node: Node) -> None:
+    await node.stop()
+    with pytest.raises(NotRunning):
+        await node.steward.groups()
+
+
+async def test_a_group_that_another_process_pauses_and_resumes_goes_on_where_it_was(
+    open_node: OpenNode, tmp_path: Any
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/eventbus.db"
+    node, other = await open_node(database_url=url), await open_node(database_url=url)
+    consumer = await node.consume("g", ["#"])
+    await other.steward.pause("g")
+    await node.submit(drafts(2))
+    await eventually(lambda: consumer.group.is_paused)
+    await other.steward.resume("g")
+    taken = [(await consumer.take(1))[0].message.seq for _ in range(2)]
+    assert taken == [1, 2]
+
+
+async def test_a_group_that_another_process_resets_reads_again(open_node: OpenNode, tmp_path: Any) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/eventbus.db"
+    node, other = await open_node(database_url=url), await open_node(database_url=url)
+    consumer = await node.consume("g", ["#"])
+    await node.submit(drafts(2))
+    first = [(await consumer.take(1))[0] for _ in range(2)]
+    await other.steward.reset("g", "earliest")
+    again = [(await consumer.take(1))[0].message.seq for _ in range(2)]
+    assert ([delivery.message.seq for delivery in first], again) == ([1, 2], [1, 2])
+
+
+async def test_a_group_that_is_overtaken_goes_on_with_what_is_left_and_counts_what_it_lost(node: Node) -> None:
+    await node.steward.declare("g", ["#"])
+    await node.submit(drafts(5))
+    stage = Retention(node.store, Settings(retention_count=2, retention_group_limit=0.000_001))
+
+    async def has_removed() -> bool:
+        await stage.run_once()
+        return (await node.store.head()).first_seq == 4
+
+    await eventually(has_removed)
+    assert await take_one(node, "g") == 4
+    assert (await node.steward.group("g")).group.lost == 3
