@@ -131,16 +131,12 @@ class ClientConsumer:
                 message = await anext(self._subscription)
                 task = _start(self._handle(message), f"handle-{message.seq}")
                 self._handling.add(task)
-                task.add_done_callback(self._note_handled)
+                task.add_done_callback(self._handling.discard)
         except StopAsyncIteration:
             self._end(None)
         except EventBusError as exc:
             logger.warning("group %s is not consumed any more: %s", self._subscription.group, exc)
             self._end(exc)
-
-    def _note_handled(self, task: asyncio.Task[None]) -> None:
-        self._handling.discard(task)
-        self._turns.release()
 
     def _end(self, error: EventBusError | None) -> None:
         if self._ended.done():
@@ -167,7 +163,10 @@ class ClientConsumer:
 
     async def _handle(self, message: GroupMessage) -> None:
         try:
-            reason = await self._call(message)
+            try:
+                reason = await self._call(message)
+            finally:
+                self._turns.release()  # the ack needs none: the credit bounds how many are under way
             if message.is_settled or message.is_lost:
                 return
             if reason is None:

@@ -193,6 +193,25 @@ async def test_what_a_lost_member_held_is_with_a_member_on_another_node_at_once(
     assert await in_flight(second) == (0, 0)
 
 
+@pytest.mark.databases("sqlite", "postgresql")
+async def test_what_a_silent_member_held_is_with_a_member_on_another_node_within_the_ack_wait(
+    open_node: NodeFactory,
+) -> None:
+    first, second = await open_node(), await open_node()
+    async with first.v1() as unplugged, second.v1() as other:
+        await join(unplugged, ack_wait=0.5, credit=20)
+        seqs = await publish(first, 3)
+        await unplugged.events(3)
+        await join(other)
+        again = await other.events(3)
+        assert [(event["seq"], event["attempt"]) for event in again] == [(seq, 2) for seq in seqs]
+        assert (await unplugged.next())["seqs"] == seqs
+        refused = await unplugged.ask("ack", id=2, sub=1, seqs=seqs)
+        assert (refused["error"]["code"], refused["error"]["seqs"]) == ("lease.lost", seqs)
+        assert (await other.ask("ack", id=2, sub=1, seqs=seqs))["acked"] == 3
+    assert await in_flight(first) == (0, 0)
+
+
 async def test_members_on_one_node_share_the_events(bus: ServedBus) -> None:
     async with bus.v1() as one, bus.v1() as other:
         await join(one, credit=2)
