@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks import fanout, latency, publishing, reading, sqlite, topics, transactions
+from benchmarks import fanout, latency, publishing, reading, sqlite, topics, transactions, workers
 
 ALL = {
     "topics": topics.run,
@@ -15,6 +15,7 @@ ALL = {
     "read": reading.run,
     "latency": latency.run,
     "fanout": fanout.run,
+    "workers": workers.run,
 }
 
 
