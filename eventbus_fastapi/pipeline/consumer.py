@@ -102,10 +102,8 @@ class Consumer:
 
     @property
     def has_work(self) -> bool:
-        """True if there is something to claim, as far as this node knows."""
-        if self._ready or self.group.is_paused:
-            return False
-        return bool(self._buffer) or self._is_retry_due()
+        """True if there is something to take, as far as this node knows."""
+        return bool(self._ready) or self._can_claim
 
     async def take(self, limit: int | Callable[[], int]) -> list[Delivery]:
         """Wait for events and hold up to `limit` of them for the group; return them.
@@ -121,13 +119,13 @@ class Consumer:
             while True:
                 if self._ending is not None:
                     raise self._ending
-                if not self._ready and not self.has_work:
+                if not self.has_work:
                     await self._bell.wait(self._wait())
                     continue
                 most = min(limit if isinstance(limit, int) else limit(), LARGEST_CLAIM)
                 if most <= 0:
                     return []
-                if self.has_work:
+                if not self._ready:
                     await self._fill(most)
                 if taken := self._take_ready(most):
                     return taken
@@ -161,6 +159,10 @@ class Consumer:
                 await self._claim([], self._subscription.reached)
 
     # --- taking ---
+
+    @property
+    def _can_claim(self) -> bool:
+        return not self.group.is_paused and (bool(self._buffer) or self._is_retry_due())
 
     def _take_ready(self, limit: int) -> list[Delivery]:
         taken = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
@@ -212,11 +214,9 @@ class Consumer:
         )
 
     async def _claim_new(self, limit: int) -> None:
-        while self._buffer and self._buffer[0].seq <= self.group.cursor:
-            self._buffer.popleft()  # another node has taken it
+        self._drop_up_to(self.group.cursor)  # another node has taken it
         messages = [self._buffer[place] for place in range(min(limit, len(self._buffer)))]
         if not messages:
-            self._space.set()
             return
         subscription = self._subscription
         is_all = len(messages) == len(self._buffer) and subscription is not None
@@ -244,9 +244,7 @@ class Consumer:
             await self._look_again()
             return None
         self.group = self.group._replace(cursor=up_to)
-        for _ in messages:
-            self._buffer.popleft()
-        self._space.set()
+        self._drop_up_to(up_to)
         return claim
 
     async def _look_again(self) -> None:
@@ -266,12 +264,18 @@ class Consumer:
         ):
             self._buffer.clear()
             subscription.close()  # and read on from where the group is
-        while self._buffer and self._buffer[0].seq <= self.group.cursor:
-            self._buffer.popleft()
-        self._space.set()
+        self._drop_up_to(self.group.cursor)
         self._bell.ring()
 
+    def _drop_up_to(self, seq: int) -> None:
+        """Forget what is not to be claimed any more; it may be less than when the claim began."""
+        while self._buffer and self._buffer[0].seq <= seq:
+            self._buffer.popleft()
+        self._space.set()
+
     def _receive(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.on_gone = partial(self._note_lost, delivery)
         self._settler.hold(deliveries)
         if self.group.ordered_by is None:
             self._ready.extend(deliveries)
@@ -307,6 +311,13 @@ class Consumer:
             return
         for waiting in behind:
             self._settler.settle(waiting, Release())  # it is found when what fails now is settled
+
+    def _note_lost(self, delivery: Delivery) -> None:
+        """A delivery is another's now, and so is what was claimed with it."""
+        self._out.discard(delivery)
+        if self.group.ordered_by is not None and delivery.message.key is not None:
+            for waiting in self._behind.pop(delivery.message.key, ()):
+                self._settler.settle(waiting, Release())
 
     def _expect_retry_after(self, delay: float) -> None:
         """A retry was written now: that is when its delay has begun."""

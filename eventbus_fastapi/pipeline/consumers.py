@@ -68,11 +68,12 @@ class Consumers:
     async def close(self, consumer: Consumer) -> None:
         """Give a consumer back; it ends with the last who took from it."""
         group_id = consumer.group.id
+        if self._consumers.get(group_id) is not consumer:
+            return  # the node has stopped meanwhile
         self._users[group_id] -= 1
         if self._users[group_id] == 0:
             del self._users[group_id]
-            if self._consumers.get(group_id) is consumer:
-                del self._consumers[group_id]
+            del self._consumers[group_id]
             await consumer.close()
 
     async def stop(self) -> None:

@@ -31,6 +31,7 @@ class Delivery:
         "is_retry",
         "is_settled",
         "message",
+        "on_gone",
         "on_lost",
         "on_written",
         "token",
@@ -59,8 +60,10 @@ class Delivery:
         self.is_settled = False
         self.is_lost = False
         """True once the lease is another's: what is done now is done twice."""
+        self.on_gone: Callable[[], object] | None = None
+        """Called when it is lost, for the consumer that has claimed it."""
         self.on_lost: Callable[[], object] | None = None
-        """Called when it is lost."""
+        """Called when it is lost, for whoever handles it."""
         self.on_written: Callable[[], object] | None = None
         """Called when its outcome is in the store."""
 

@@ -101,8 +101,9 @@ class Settler:
             return
         delivery.is_lost = True
         self._drop(delivery)
-        if delivery.on_lost is not None:
-            delivery.on_lost()
+        for call in (delivery.on_gone, delivery.on_lost):
+            if call is not None:
+                call()
 
     async def run_once(self) -> float | None:
         """Write what is ready; renew when it is time."""
@@ -158,17 +159,14 @@ class Settler:
         try:
             stale = await self._groups.settle([self._settlement(each) for each in by_token.values()])
         except StoreUnavailable:
-            for entry in entries:
-                self._entries.setdefault(entry.delivery.token, {})[entry.delivery.message.seq] = entry
-            self._tick_at = 0.0
+            self._put_back(entries)
             raise
         except EventBusError as exc:
             if len(by_token) > 1:
-                for each in by_token.values():
-                    await self._write(each)
-                return
-            logger.exception("an outcome could not be written; its lease ends and the event is tried again")
-            self._answer(entries, exc)
+                await self._write_one_by_one(list(by_token.values()))
+            else:
+                logger.exception("the store refused an outcome; its lease ends, and what it held is tried again")
+                self._give_up(next(iter(by_token)), entries, exc)
             return
         for entry in entries:
             delivery = entry.delivery
@@ -180,6 +178,29 @@ class Settler:
             elif delivery.on_written is not None:
                 delivery.on_written()
             self._answer([entry], LeaseLost([delivery.message.seq]) if is_stale else None)
+
+    async def _write_one_by_one(self, parts: list[list[Entry]]) -> None:
+        """Write the outcomes of each token alone: one that is refused fails none of the others."""
+        while parts:
+            part = parts.pop(0)
+            try:
+                await self._write(part)
+            except StoreUnavailable:
+                for each in parts:
+                    self._put_back(each)
+                raise
+
+    def _put_back(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._entries.setdefault(entry.delivery.token, {})[entry.delivery.message.seq] = entry
+        self._tick_at = 0.0
+
+    def _give_up(self, token: UUID, entries: list[Entry], error: EventBusError) -> None:
+        """Hold nothing of a token any more. What is settled of a range cannot be told apart from the rest later."""
+        for delivery in list(self._held.get(token, {}).values()):
+            self.lose(delivery)
+        self._entries.pop(token, None)
+        self._answer(entries, error)
 
     def _settlement(self, entries: list[Entry]) -> Settlement:
         first = entries[0].delivery
@@ -201,7 +222,8 @@ class Settler:
         for item in lost:
             token = item.token if isinstance(item, HeldRetry) else item
             deliveries = self._held.get(token, {})
-            for delivery in [deliveries[item.seq]] if isinstance(item, HeldRetry) else list(deliveries.values()):
+            of_seq = [deliveries[item.seq]] if isinstance(item, HeldRetry) and item.seq in deliveries else []
+            for delivery in of_seq if isinstance(item, HeldRetry) else list(deliveries.values()):
                 if not delivery.is_settled:
                     self.lose(delivery)
         if lost:

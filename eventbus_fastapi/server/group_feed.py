@@ -368,17 +368,15 @@ class GroupFeed:
         if self._leaving is None:
             self._return_all(reason)
             # By itself, as whoever waits may be cancelled: the consumer would never end.
-            self._leaving = asyncio.create_task(self._close_consumer(), name=f"websocket-{self._connection}-leave")
+            self._leaving = asyncio.create_task(
+                self._consumers.close(self.consumer), name=f"websocket-{self._connection}-leave"
+            )
 
     async def leave(self) -> None:
         """Wait until what `give_back` began has ended."""
         await tasks.end(*self._telling)
         if self._leaving is not None:
             await asyncio.shield(self._leaving)
-
-    async def _close_consumer(self) -> None:
-        with suppress(KeyError):  # the node has stopped, and its consumers with it
-            await self._consumers.close(self.consumer)
 
     def _return_all(self, reason: str) -> None:
         if self._timer is not None:
