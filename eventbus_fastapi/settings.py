@@ -72,11 +72,11 @@ class Settings(BaseSettings):
     """Most subscriptions of one connection. Defaults to 100."""
 
     # --- reading ---
-    buffer: int = Field(10_000, ge=1)
-    """Events that a live subscription may fall behind before its overflow policy applies. Defaults to 10,000."""
-    tail_bytes: int = Field(16_777_216, ge=65_536)
+    buffer: int = Field(5_000, ge=1)
+    """Events that a live subscription may fall behind before its overflow policy applies. Defaults to 5,000."""
+    tail_bytes: int = Field(8_388_608, ge=65_536)
     """Memory for the newest events, shared by all live subscriptions of a node, bytes. A subscription that needs
-    older ones has overflowed. Defaults to 16 MiB."""
+    older ones has overflowed. Defaults to 8 MiB."""
     overflow: Overflow = "catch_up"
     """Overflow policy of subscriptions that name none. Defaults to catch_up."""
     page_size: int = Field(1_000, ge=1, le=10_000)
