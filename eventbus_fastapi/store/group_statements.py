@@ -175,6 +175,7 @@ class GroupStatements:
 
         # --- retries ---
         copied = ["group_id", *MESSAGE_FIELDS, "attempt", "losses", "run_at", "errors"]
+        waiting = retry.alias("waiting")
         self.add_retry: Insert = insert(retry).from_select(
             copied,
             select(
@@ -184,9 +185,15 @@ class GroupStatements:
                 bindparam("losses", type_=Integer),
                 now + _big("delay"),
                 bindparam("errors", type_=Text),
-            ).where(event.c.seq == _big("seq")),
+            ).where(
+                event.c.seq == _big("seq"),
+                ~select(waiting.c.seq)
+                .where(waiting.c.group_id == _big("group_id"), waiting.c.seq == event.c.seq)
+                .exists(),
+            ),
         )
-        """Parameters: group_id, seq, attempt, losses, delay, errors."""
+        """Parameters: group_id, seq, attempt, losses, delay, errors. One that waits already stays as it is: a dead letter
+        that was revived in a group that reads it again."""
         self.lock_retries: Query = (
             select(retry.c.seq, retry.c.token)
             .where(retry.c.group_id == _big("group_id"), retry.c.seq.in_(bindparam("seqs", expanding=True)))

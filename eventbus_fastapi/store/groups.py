@@ -421,7 +421,7 @@ class Groups:
                     stale |= await self._settle_held(connection, item)
             return stale
 
-        return await self._store.transact(work)
+        return await self._store.transact(work, retry_on_integrity=True)  # one of them was revived just now
 
     async def settle_in(self, connection: AsyncConnection, settlement: Settlement) -> None:
         """Write it in a transaction of the caller's, with whatever else that does.
@@ -543,7 +543,7 @@ class Groups:
                 await connection.execute(self.sql.remove_leases, {"tokens": [row.token for row in rows]})
             return {row.group_id for row in rows}
 
-        return await self._store.transact(work)
+        return await self._store.transact(work, retry_on_integrity=True)
 
     async def pass_over(self, group: Group, first_seq: int) -> Group:
         """Move a group that has not read all that retention removed to what is left, and count what it lost."""

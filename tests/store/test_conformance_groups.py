@@ -373,6 +373,29 @@ async def test_dead_letters_are_tried_again_from_the_first_attempt_or_forgotten(
 # --- in the order of keys ------------------------------------------------------------------------
 
 
+async def test_an_event_that_is_revived_while_it_is_read_again_wedges_nothing(store: Store, groups: Groups) -> None:
+    """Its row is among the retries already when the new attempt fails, or its lease ends."""
+    log = await fill(store, "a", "a", keys=["k", "k"])
+    for name, ordered_by, lease in (("failing", None, LEASE), ("ending", None, OVER), ("ordered", "key", LEASE)):
+        group = await groups.ensure(name, ["#"], after=0, ordered_by=ordered_by)  # type: ignore[arg-type]
+        first = await claim(groups, group, log[:1])
+        await groups.settle([Settlement(group.id, first.token, dead=[Death(1, 1, [ERROR])], pending=())])
+        await groups.reset(name, 0)
+        assert await groups.revive(group, [1]) == 1
+        group = await groups.get(name)
+        again_read = await claim(groups, group, log, lease=lease)
+        if lease == LEASE and again_read.seqs:
+            assert not await groups.settle(
+                [Settlement(group.id, again_read.token, done=[2], again=[again(1)], pending=())]
+            )
+        await groups.rescue()
+        handed_out = []
+        while held := await hold(groups, group):
+            handed_out += seqs(held)
+            await groups.settle([Settlement(group.id, held[0].token, done=seqs(held))])
+        assert handed_out == ([1] if name == "failing" else [1, 2])
+
+
 async def test_of_a_key_one_event_after_another_is_handed_out_and_other_keys_flow(store: Store, groups: Groups) -> None:
     group = await groups.ensure("g", ["#"], after=0, ordered_by="key")
     messages = await fill(store, *["a"] * 6, keys=["x", "y", "x", "y", "z", None])
