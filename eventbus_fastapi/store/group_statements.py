@@ -192,8 +192,9 @@ class GroupStatements:
                 .exists(),
             ),
         )
-        """Parameters: group_id, seq, attempt, losses, delay, errors. One that waits already stays as it is: a dead letter
-        that was revived in a group that reads it again."""
+        """Parameters: group_id, seq, attempt, losses, delay, errors. One that waits already stays as it is: a dead
+        letter that was revived in a group that reads it again.
+        """
         self.lock_retries: Query = (
             select(retry.c.seq, retry.c.token)
             .where(retry.c.group_id == _big("group_id"), retry.c.seq.in_(bindparam("seqs", expanding=True)))

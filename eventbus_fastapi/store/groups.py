@@ -350,10 +350,13 @@ class Groups:
         return keys
 
     async def hold_retries(self, group: Group, *, limit: int, owner: str, lease: float) -> list[Held]:
-        """Hold up to `limit` events whose next attempt is due. What has no attempt left becomes a dead letter."""
+        """Hold up to `limit` events whose next attempt is due. What has no attempt left becomes a dead letter.
+
+        None are returned only where none are due.
+        """
         token = uuid4()
 
-        async def work(connection: AsyncConnection) -> list[Held]:
+        async def work(connection: AsyncConnection) -> tuple[list[Held], bool]:
             is_ordered = group.ordered_by is not None
             row = (
                 await connection.execute(
@@ -361,14 +364,18 @@ class Groups:
                 )
             ).first()
             if row is None or row.paused_at is not None:
-                return []
+                return [], False
+            # First the keys: what fails between the two statements goes from the leases to the retries, never back.
+            taken = await self._keys_in_flight(connection, group.id) if is_ordered else set()
             due = self.sql.due_heads if is_ordered else self.sql.due_retries
-            rows = (await connection.execute(due, {"group_id": group.id, "limit": limit})).all()
-            taken = await self._keys_in_flight(connection, group.id) if is_ordered and rows else set()
+            # Each key that is taken may have a head that is due: they shall not hide those of other keys.
+            rows = (await connection.execute(due, {"group_id": group.id, "limit": limit + len(taken)})).all()
             held: list[_Candidate] = []
             dead: list[Death] = []
             gone: list[int] = []
             for row in rows:
+                if len(held) == limit:
+                    break
                 if row.key in taken and row.key is not None:
                     continue
                 candidate = _Candidate(row)
@@ -401,9 +408,12 @@ class Groups:
                         for candidate in held
                     ],
                 )
-            return [Held(item.message, item.attempt + 1, token, item.errors) for item in held]
+            return [Held(item.message, item.attempt + 1, token, item.errors) for item in held], bool(gone or dead)
 
-        return await self._store.transact(work)
+        held, may_be_more = await self._store.transact(work)
+        while may_be_more and not held:
+            held, may_be_more = await self._store.transact(work)
+        return held
 
     # --- settling ---
 

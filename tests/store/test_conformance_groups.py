@@ -396,6 +396,55 @@ async def test_an_event_that_is_revived_while_it_is_read_again_wedges_nothing(st
         assert handed_out == ([1] if name == "failing" else [1, 2])
 
 
+async def test_a_key_in_flight_whose_followers_wait_does_not_hide_what_is_due_of_other_keys(
+    store: Store, groups: Groups
+) -> None:
+    log = await fill(store, *"aaaa", keys=["slow", "other", "slow", "slow"])
+    group = await groups.ensure("g", ["#"], after=0, ordered_by="key")
+    first = await claim(groups, group, log[:2])
+    await claim(groups, group._replace(cursor=2), log[2:])  # they wait for the first
+    await groups.settle([Settlement(group.id, first.token, again=[again(2)], pending=[1])])
+    assert seqs(await hold(groups, group, limit=1)) == [2]
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+async def test_an_event_that_fails_while_retries_are_looked_for_is_not_overtaken_by_its_key(
+    open_another: OpenStore, monkeypatch: pytest.MonkeyPatch, *, fails_first: bool
+) -> None:
+    """It went from the lease to the retries between two looks, and was seen in neither."""
+    store, other = await open_another(), await open_another()
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("it has one writer")
+    log = await fill(store, "a", "a", keys=["k", "k"])
+    group = await store.groups.ensure("g", ["#"], after=0, ordered_by="key")
+    first = await claim(store.groups, group, log[:1])
+    await claim(store.groups, group._replace(cursor=1), log[1:])
+    look = other.groups._keys_in_flight
+
+    async def fail() -> set[str]:
+        await store.groups.settle([Settlement(group.id, first.token, again=[again(1, delay=60_000_000)], pending=())])
+        return set()
+
+    async def look_meanwhile(connection: Any, group_id: int) -> set[str]:
+        if fails_first:
+            await fail()
+        taken = await look(connection, group_id)
+        return taken if fails_first else taken | await fail()
+
+    monkeypatch.setattr(other.groups, "_keys_in_flight", look_meanwhile)
+    assert await hold(other.groups, group) == []
+
+
+async def test_what_is_held_is_found_behind_many_whose_attempts_are_over(store: Store, groups: Groups) -> None:
+    log = await fill(store, *"aaaa")
+    group = await groups.ensure("g", ["#"], after=0, max_attempts=2)
+    first = await claim(groups, group, log)
+    failed = [again(seq, attempt=2) for seq in (1, 2, 3)]
+    await groups.settle([Settlement(group.id, first.token, again=[*failed, again(4)], pending=())])
+    assert seqs(await hold(groups, group, limit=1)) == [4]
+    assert len(await groups.dead_letters(group)) == 3
+
+
 async def test_of_a_key_one_event_after_another_is_handed_out_and_other_keys_flow(store: Store, groups: Groups) -> None:
     group = await groups.ensure("g", ["#"], after=0, ordered_by="key")
     messages = await fill(store, *["a"] * 6, keys=["x", "y", "x", "y", "z", None])
