@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from eventbus_fastapi.errors import EventBusError, NotRunning, SubscriptionClosed
+from eventbus_fastapi.errors import EventBusError, GroupNotFound, NotRunning, SubscriptionClosed
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.pipeline.channel import Batch, Gap
@@ -146,7 +146,16 @@ class Consumer:
         self._settler.forget(delivery)
 
     async def note(self, look: Look) -> None:
-        """Learn how the group is, every now and then."""
+        """Learn how the group is, every now and then.
+
+        Where it was deleted, whoever takes is told.
+        """
+        with suppress(GroupNotFound):
+            await self._note(look)
+
+    async def _note(self, look: Look) -> None:
+        if self._ending is not None:
+            return
         clock = asyncio.get_running_loop().time
         if look.retry_due is not None:
             self._expect_retry(clock() + (look.retry_due - look.now) / 1_000_000)
@@ -252,9 +261,8 @@ class Consumer:
         before = self.group
         try:
             self.group = await self._groups.get_by_id(before.id)
-        except EventBusError as exc:
-            if exc.status == 404:
-                self._end(exc)
+        except GroupNotFound as exc:
+            self._end(exc)
             raise
         subscription = self._subscription
         if subscription is not None and (

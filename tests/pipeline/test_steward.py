@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,3 +120,17 @@ async def test_a_group_that_is_overtaken_goes_on_with_what_is_left_and_counts_wh
     await eventually(has_removed)
     assert await take_one(node, "g") == 4
     assert (await node.steward.group("g")).group.lost == 3
+
+
+async def test_whoever_takes_from_groups_that_are_deleted_is_told_and_the_others_go_on(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    deleted = [await node.consume(name, ["#"]) for name in ("one", "two")]
+    taking = [asyncio.ensure_future(consumer.take(1)) for consumer in deleted]
+    for consumer in deleted:
+        await node.steward.delete(consumer.group.name)
+    for take in taking:
+        with pytest.raises(GroupNotFound):
+            await asyncio.wait_for(take, 10)
+    await node.consumers._rescuer.run_once()
+    assert "failed" not in caplog.text
