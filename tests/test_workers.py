@@ -349,6 +349,32 @@ async def test_priorities_decide_what_of_a_queue_comes_first(open_bus: OpenBus) 
 
 
 @pytest.mark.databases("sqlite")
+async def test_a_group_that_is_deleted_holds_back_none_of_a_lower_priority(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+    bus.queue("default", workers=1)
+    gate = asyncio.Event()
+    order: list[str] = []
+
+    @bus.handler("low", group="low")
+    async def low(event: int) -> None:
+        await gate.wait()
+        order.append("low")
+
+    @bus.handler("high", group="high", priority=5)
+    async def high(event: int) -> None:
+        order.append("high")
+
+    await serve(bus)
+    await bus.publish("low", 0)
+    await eventually(lambda: bus.node.consumers.settler.held == 1)
+    await bus.publish_many([("low", 1), ("high", 2)])
+    await eventually(lambda: all(consumer.has_work for consumer in bus.node.consumers))
+    await bus.groups.delete("high")
+    gate.set()
+    await eventually(lambda: order == ["low", "low"])
+
+
+@pytest.mark.databases("sqlite")
 async def test_workers_may_start_with_the_bus(open_bus: OpenBus) -> None:
     bus = await open_bus()
     await bus.stop()

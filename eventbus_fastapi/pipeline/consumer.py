@@ -103,7 +103,7 @@ class Consumer:
     @property
     def has_work(self) -> bool:
         """True if there is something to take, as far as this node knows."""
-        return bool(self._ready) or self._can_claim
+        return self._ending is None and (bool(self._ready) or self._can_claim)
 
     async def take(self, limit: int | Callable[[], int]) -> list[Delivery]:
         """Wait for events and hold up to `limit` of them for the group; return them.

@@ -259,6 +259,7 @@ class _Pool:
                 continue
             except (GroupNotFound, NotRunning) as exc:
                 logger.warning("%s is not served any more: %s", served.handler.group, exc)
+                self._room.set()  # those of a lower priority may have waited for us
                 return
             except EventBusError:
                 logger.exception("%s cannot take events", served.handler.group)
