@@ -134,6 +134,8 @@ class GroupStatements:
             .where(
                 group.c.id == _big("group_id"),
                 group.c.cursor == _big("expected"),
+                group.c.patterns == bindparam("expected_patterns", type_=Text),
+                func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
                 group.c.paused_at.is_(None),
             )
             .values(cursor=_big("cursor"))

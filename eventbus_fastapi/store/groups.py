@@ -204,7 +204,7 @@ class Groups:
         """
         check_group_name(name)
         values = {
-            "patterns": json.dumps(list(patterns)),
+            "patterns": _patterns(patterns),
             "ordered_by": ordered_by,
             "max_attempts": max_attempts,
         }
@@ -300,12 +300,12 @@ class Groups:
         """Move the cursor from where `group` has it to `up_to`, and hold what matches in between.
 
         Returns the claim; of a group ordered by key, without what has to wait. None: the cursor is elsewhere, the
-        group is paused or gone, and nothing has changed.
+        group reads other patterns than `group` says, or in another order, is paused or gone; nothing has changed.
         """
         token = uuid4()
 
         async def work(connection: AsyncConnection) -> Claim | None:
-            parameters = {"group_id": group.id, "expected": group.cursor, "cursor": up_to}
+            parameters = {**expected(group), "cursor": up_to}
             if (await connection.execute(self.sql.move_cursor, parameters)).rowcount != 1:
                 return None
             claimed = messages
@@ -741,6 +741,20 @@ def _group(row: AnyRow) -> Group:
         row.paused_at is not None,
         row.lost,
     )
+
+
+def expected(group: Group) -> dict[str, Any]:
+    """Return what a claim compares a group with, as parameters: what it takes was chosen by that."""
+    return {
+        "group_id": group.id,
+        "expected": group.cursor,
+        "expected_patterns": _patterns(group.patterns),
+        "expected_order": group.ordered_by or "",
+    }
+
+
+def _patterns(patterns: Sequence[str]) -> str:
+    return json.dumps(list(patterns))
 
 
 def _keys(messages: Sequence[Message]) -> str:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import ARRAY, BigInteger, Text, Uuid, bindparam, cast, delete, func, insert, null, select, update
 
 from eventbus_fastapi.events import Message
-from eventbus_fastapi.store.groups import Claim, Group, Groups, Settlement, micros
+from eventbus_fastapi.store.groups import Claim, Group, Groups, Settlement, expected, micros
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.seqs import encode_seqs
@@ -51,8 +51,7 @@ class PostgreSQLGroups(Groups):
             return await super().claim(group, messages, up_to=up_to, owner=owner, lease=lease)
         claim = Claim(uuid4(), tuple(message.seq for message in messages))
         parameters = {
-            "group_id": group.id,
-            "expected": group.cursor,
+            **expected(group),
             "cursor": up_to,
             "token": claim.token,
             "owner": owner,
@@ -90,6 +89,8 @@ class FastGroupStatements:
             .where(
                 group.c.id == bindparam("group_id", type_=BigInteger),
                 group.c.cursor == bindparam("expected", type_=BigInteger),
+                group.c.patterns == bindparam("expected_patterns", type_=Text),
+                func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
                 group.c.paused_at.is_(None),
             )
             .values(cursor=bindparam("cursor", type_=BigInteger))

@@ -134,3 +134,15 @@ async def test_whoever_takes_from_groups_that_are_deleted_is_told_and_the_others
             await asyncio.wait_for(take, 10)
     await node.consumers._rescuer.run_once()
     assert "failed" not in caplog.text
+
+
+async def test_a_group_that_another_process_declares_anew_loses_nothing_to_who_knows_the_old_patterns(
+    open_node: OpenNode, tmp_path: Any
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/eventbus.db"
+    node, other = await open_node(database_url=url), await open_node(database_url=url)
+    consumer = await node.consume("g", ["a"])
+    await other.steward.declare("g", ["a", "b"])
+    await node.submit(drafts(1, topic="b"))
+    await node.submit(drafts(1, topic="a"))
+    assert [(await consumer.take(1))[0].message.topic for _ in range(2)] == ["b", "a"]

@@ -131,6 +131,19 @@ async def test_only_one_of_many_claims_the_same_range(open_another: OpenStore) -
     assert [claimed is not None for claimed in claims].count(True) == 1
 
 
+@pytest.mark.parametrize("declared", [{"patterns": ["a", "b"]}, {"patterns": ["a"], "ordered_by": "key"}])
+async def test_who_knows_a_group_as_it_was_declared_before_claims_nothing(
+    store: Store, groups: Groups, declared: dict[str, Any]
+) -> None:
+    """It would pass over what it does not know to match, and give out what it does not know to be ordered."""
+    log = await fill(store, "b", "a")
+    before = await groups.ensure("g", ["a"], after=0)
+    now = await groups.ensure("g", after=0, is_declared=True, **declared)
+    assert await groups.claim(before, log[1:], up_to=2, owner="one", lease=LEASE) is None
+    assert await groups.claim(before, [], up_to=2, owner="one", lease=LEASE) is None
+    assert (await claim(groups, now, log)).seqs == (1, 2)
+
+
 async def test_a_paused_group_hands_out_nothing_and_its_deliveries_can_be_settled(store: Store, groups: Groups) -> None:
     group = await groups.ensure("g", ["#"], after=0)
     messages = await fill(store, "a", "b")
