@@ -78,6 +78,7 @@ class Consumer:
         self._retry_at: float | None = 0.0  # in the loop's time; at first it is not known
         self._passed_over_at = 0.0
         self._is_claiming = False
+        self._is_passing_over = False
 
     # --- life ---
 
@@ -161,17 +162,22 @@ class Consumer:
             self._expect_retry(clock() + (look.retry_due - look.now) / 1_000_000)
         if look.is_paused != self.group.is_paused or (look.cursor != self.group.cursor and not self._is_claiming):
             await self._look_again()
-        elif not self._buffer and not self._is_claiming and self._subscription is not None:
-            passed = self._subscription.reached - self.group.cursor
+        elif not self._buffer and not self._is_claiming:
+            passed = self._reached - self.group.cursor
             if passed >= PASS_OVER or (passed > 0 and clock() >= self._passed_over_at + PASS_OVER_AFTER):
                 self._passed_over_at = clock()
-                await self._claim([], self._subscription.reached)
+                await self._claim([], self._reached)
 
     # --- taking ---
 
     @property
     def _can_claim(self) -> bool:
         return not self.group.is_paused and (bool(self._buffer) or self._is_retry_due())
+
+    @property
+    def _reached(self) -> int:
+        """All that matches, from where the group is up to this seq, is in the buffer; 0: nobody knows."""
+        return 0 if self._subscription is None or self._is_passing_over else self._subscription.reached
 
     def _take_ready(self, limit: int) -> list[Delivery]:
         taken = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
@@ -227,9 +233,8 @@ class Consumer:
         messages = [self._buffer[place] for place in range(min(limit, len(self._buffer)))]
         if not messages:
             return
-        subscription = self._subscription
-        is_all = len(messages) == len(self._buffer) and subscription is not None
-        up_to = max(messages[-1].seq, subscription.reached) if is_all and subscription else messages[-1].seq
+        is_all = len(messages) == len(self._buffer)
+        up_to = max(messages[-1].seq, self._reached) if is_all else messages[-1].seq
         claim = await self._claim(messages, up_to)
         if claim is not None:
             held = set(claim.seqs)
@@ -346,8 +351,12 @@ class Consumer:
     async def _feed(self) -> None:
         """Read ahead, from where the group is, until the end."""
         while self._ending is None:
+            group = self.group
             try:
-                async with await self._open(self.group.patterns, self.group.cursor) as subscription:
+                async with await self._open(group.patterns, group.cursor) as subscription:
+                    if self.group.patterns != group.patterns or self.group.cursor < group.cursor:
+                        continue  # it was declared anew or reset meanwhile
+                    self._buffer.clear()  # what is left of another subscription comes again
                     self._subscription = subscription
                     await self._read(subscription)
             except SubscriptionClosed:
@@ -362,12 +371,15 @@ class Consumer:
                 self._subscription = None
 
     async def _read(self, subscription: Subscription) -> None:
+        """Read ahead, until a gap turns out to begin behind where the group is: then from there again."""
         while True:
             for item in await subscription.take(BUFFER):
                 if isinstance(item, Batch):
                     self._buffer.extend(message for message in item.messages if message.seq > self.group.cursor)
                 elif isinstance(item, Gap):
                     await self._pass_over(item)
+                    if self.group.cursor < item.last_seq:
+                        return
             if self._buffer:
                 self._bell.ring()
             while len(self._buffer) >= BUFFER:
@@ -376,7 +388,11 @@ class Consumer:
 
     async def _pass_over(self, gap: Gap) -> None:
         """Retention was faster than the group."""
-        self.group = await self._groups.pass_over(self.group, gap.last_seq + 1)
+        self._is_passing_over = True  # what was taken with the gap is not in the buffer yet
+        try:
+            self.group = await self._groups.pass_over(self.group, gap.last_seq + 1)
+        finally:
+            self._is_passing_over = False
         logger.error("group %s lost the events %d to %d: %s", self.group.name, gap.first_seq, gap.last_seq, gap.reason)
 
     def _end(self, error: EventBusError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,10 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack
 from eventbus_fastapi.pipeline.retention import Retention
 from eventbus_fastapi.pipeline.steward import Steward, dead_filter
+from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.store.groups import Group
 from tests.drafts import drafts
 from tests.pipeline.conftest import OpenNode
 from tests.waiting import eventually
@@ -146,3 +149,45 @@ async def test_a_group_that_another_process_declares_anew_loses_nothing_to_who_k
     await node.submit(drafts(1, topic="b"))
     await node.submit(drafts(1, topic="a"))
     assert [(await consumer.take(1))[0].message.topic for _ in range(2)] == ["b", "a"]
+
+
+async def test_a_group_that_is_reset_while_its_subscription_opens_reads_again_from_there(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began to read after its old place, and its first claim moved it over all that it was to read again."""
+    await node.submit(drafts(2))
+    assert [await take_one(node, "g") for _ in range(2)] == [1, 2]
+    opens, goes_on = node.consumers._open_subscription, asyncio.Event()
+
+    async def open_slowly(patterns: Sequence[str], after: int) -> Subscription:
+        subscription = await opens(patterns, after)
+        await goes_on.wait()
+        return subscription
+
+    monkeypatch.setattr(node.consumers, "_open_subscription", open_slowly)
+    consumer = await node.consume("g", ["#"])
+    await node.steward.reset("g", "earliest")
+    await eventually(lambda: consumer.group.cursor == 0)
+    goes_on.set()
+    await node.submit(drafts(1))
+    assert [(await consumer.take(1))[0].message.seq for _ in range(3)] == [1, 2, 3]
+
+
+async def test_what_comes_after_a_gap_is_not_passed_over_while_the_gap_is_counted(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.submit(drafts(5))
+    while (await node.store.head()).first_seq < 4:
+        await node.store.trim(before=None, keep=2, overtake=None, limit=10)
+    group = await node.store.groups.ensure("g", ["#"], after=0)
+    pass_over = node.store.groups.pass_over
+
+    async def pass_over_late(group: Group, first_seq: int) -> Group:
+        consumer._passed_over_at = float("-inf")
+        await node.consumers._rescuer.run_once()
+        return await pass_over(group, first_seq)
+
+    monkeypatch.setattr(node.store.groups, "pass_over", pass_over_late)
+    consumer = node.consumers.open(group)
+    assert [(await consumer.take(1))[0].message.seq for _ in range(2)] == [4, 5]
+    assert (await node.steward.group("g")).group.lost == 3
