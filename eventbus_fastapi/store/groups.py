@@ -281,6 +281,8 @@ class Groups:
         group_id = (await self.get(name)).id
 
         async def work(connection: AsyncConnection) -> None:
+            # First the lock that a claim takes: its lease would be written behind the group's last.
+            await connection.execute(self.sql.lock_group, {"group_id": group_id})
             for statement in self.sql.remove_group:
                 await connection.execute(statement, {"group_id": group_id})
 

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventbus_fastapi.errors import GroupNotFound, LeaseLost
 from eventbus_fastapi.events import Message, make_draft
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Groups, Held, HeldRetry, Settlement
+from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Groups, Held, HeldRetry, Settlement, expected
 from tests.drafts import draft
 from tests.store.conftest import OpenStore
 from tests.waiting import eventually
@@ -174,6 +175,28 @@ async def test_a_group_that_is_reset_reads_again_and_old_tokens_settle_nothing(s
     ) == {(claimed.token, 2), (held.token, 1)}
     assert (await groups.get("g")).cursor == 0
     assert (await claim(groups, await groups.get("g"), messages)).seqs == (1, 2)
+
+
+async def test_a_group_that_is_deleted_during_a_claim_leaves_nothing(open_another: OpenStore) -> None:
+    """Its lease was rescued for nobody, and retention waited for it."""
+    store, other = await open_another(), await open_another()
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("it has one writer")
+    await fill(store, "a")
+    group = await store.groups.ensure("g", ["#"], after=0)
+    deleting: list[asyncio.Task[None]] = []
+
+    async def work(connection: AsyncConnection) -> None:
+        sql = store.groups.sql
+        await connection.execute(sql.move_cursor, {**expected(group), "cursor": 1})
+        deleting.append(asyncio.create_task(other.groups.delete("g")))
+        await asyncio.wait(deleting, timeout=0.3)  # it waits for the group
+        lease = {"token": uuid4(), "group_id": group.id, "owner": "one", "first_seq": 1, "pending": "1"}
+        await connection.execute(sql.add_lease, {**lease, "key_seqs": None, "duration": 1})
+
+    await store.transact(work)
+    await deleting[0]
+    assert await store.groups.floor() is None
 
 
 async def test_a_deleted_group_leaves_nothing(store: Store, groups: Groups) -> None:
