@@ -222,7 +222,9 @@ class Groups:
 
         Raises:
             GroupNotFound: there is none of this name.
+            InvalidGroup: there cannot be.
         """
+        check_group_name(name)  # a database does not take every string
         group = await self._read(name)
         if group is None:
             raise GroupNotFound(f"no group {quote(name)}")

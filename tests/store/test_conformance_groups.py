@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventbus_fastapi.errors import GroupNotFound, LeaseLost
+from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, LeaseLost
 from eventbus_fastapi.events import Message, make_draft
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Groups, Held, HeldRetry, Settlement, expected
@@ -79,6 +79,14 @@ async def test_a_declared_group_takes_over_what_is_declared_and_keeps_its_place(
     await groups.ensure("billing", ["a"], after=7)
     group = await groups.ensure("billing", ["b", "c"], after=0, ordered_by="key", max_attempts=3, is_declared=True)
     assert (group.patterns, group.ordered_by, group.max_attempts, group.cursor) == (("b", "c"), "key", 3, 7)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800", "a" * 1_000])
+async def test_a_name_that_no_group_can_have_is_refused_whatever_is_asked_of_it(groups: Groups, name: str) -> None:
+    """Some databases do not take it as a value; some drivers raise errors of their own."""
+    for work in (groups.get, groups.pause, groups.delete):
+        with pytest.raises(InvalidGroup):
+            await work(name)
 
 
 async def test_names_of_groups_differ_by_their_case(groups: Groups) -> None:
