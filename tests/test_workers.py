@@ -301,6 +301,30 @@ async def test_a_handler_whose_lease_is_lost_is_stopped(open_bus: OpenBus, caplo
     await until_done(bus, "g")
 
 
+async def test_a_handler_whose_lease_is_lost_while_it_is_cancelled_ends_with_the_workers(
+    open_bus: OpenBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = await open_bus()
+    settler = bus.node.consumers.settler
+    begun = asyncio.Event()
+
+    @bus.handler(Made, group="g")
+    async def handle(event: Made) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            (delivery,) = (held for deliveries in settler._held.values() for held in deliveries.values())
+            asyncio.get_running_loop().call_soon(settler.lose, delivery)
+            await asyncio.Event().wait()
+
+    await serve(bus)
+    await bus.publish(Made(number=1))
+    await asyncio.wait_for(begun.wait(), 10)
+    await bus.workers.join(0)
+    assert "do not end" not in caplog.text
+
+
 async def test_a_paused_group_waits_and_goes_on(open_bus: OpenBus) -> None:
     bus = await open_bus()
     seen: list[int] = []

@@ -241,8 +241,7 @@ class _Pool:
         _, hanging = await asyncio.wait(self._runners, timeout=CANCEL_GRACE)
         if hanging:
             logger.error("%d handlers of queue %s do not end though cancelled", len(hanging), self._queue.name)
-        for served in self._served:
-            await self._worker.give_back(served.consumer)
+        await asyncio.gather(*(self._worker.give_back(served.consumer) for served in self._served))
         return is_done
 
     async def _pull(self, served: _Served) -> None:
@@ -316,6 +315,8 @@ class _Pool:
             if not delivery.is_lost:
                 served.consumer.settle(delivery, Release())
                 raise
+            if task.cancelling() > 1:
+                raise  # the runner is to end as well
             logger.warning("stopped %s at seq %d: its lease was lost", served.handler.group, delivery.message.seq)
         except Exception:
             logger.exception("%s could not be served at seq %d", served.handler.group, delivery.message.seq)
