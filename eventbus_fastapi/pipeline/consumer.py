@@ -41,6 +41,9 @@ PASS_OVER = 1_000
 PASS_OVER_AFTER = 5.0
 """Seconds after which it is moved over fewer."""
 
+CLOSE_GRACE = 1.0
+"""Seconds that a claim may take to end when its consumer is closed."""
+
 OpenSubscription = Callable[[Sequence[str], int], Awaitable[Subscription]]
 
 
@@ -91,8 +94,11 @@ class Consumer:
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.wait([self._feeding])
-        if self._filling is not None:
-            await asyncio.wait([self._filling])
+        if (filling := self._filling) is not None:
+            _, hanging = await asyncio.wait([filling], timeout=CLOSE_GRACE)
+            if hanging:  # the database does not answer; what was claimed is found when its lease ends
+                filling.cancel()
+                await asyncio.wait([filling], timeout=CLOSE_GRACE)
         for delivery in [*self._ready, *(each for behind in self._behind.values() for each in behind), *self._out]:
             self._settler.settle(delivery, Release())
         self._ready.clear()

@@ -191,3 +191,23 @@ async def test_what_comes_after_a_gap_is_not_passed_over_while_the_gap_is_counte
     consumer = node.consumers.open(group)
     assert [(await consumer.take(1))[0].message.seq for _ in range(2)] == [4, 5]
     assert (await node.steward.group("g")).group.lost == 3
+
+
+async def test_a_consumer_ends_soon_though_the_database_does_not_answer(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> None:
+        claims.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node.store.groups, "claim", hang)
+    consumer = await node.consume("g", ["#"])
+    await node.submit(drafts(1))
+    taking = asyncio.ensure_future(consumer.take(1))
+    await asyncio.wait_for(claims.wait(), 10)
+    async with asyncio.timeout(10):
+        await node.consumers.close(consumer)
+    with pytest.raises((NotRunning, asyncio.CancelledError)):
+        await taking
