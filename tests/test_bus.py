@@ -93,7 +93,7 @@ class Untitled(Event):
         (5, "invalid pattern 5: expected str, got int"),
         (b"#", "invalid pattern b'#': expected str, got bytes"),
         (["a"], "invalid pattern ['a']: expected str, got list"),
-        (int, "expected a pattern or an Event class to subscribe to, got the class int"),
+        (int, "expected a pattern or an Event class, got the class int"),
         (
             Untitled,
             'Untitled has no topic: declare it as class Untitled(Event, topic="…"), or give a pattern',
