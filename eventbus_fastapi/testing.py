@@ -37,7 +37,7 @@ from eventbus_fastapi.pipeline.outcome import Outcome
 from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.worker import Worker
 from eventbus_fastapi.store import Outbox, create_engine, create_session_engine
-from eventbus_fastapi.store.groups import Group
+from eventbus_fastapi.store.group import Group
 from eventbus_fastapi.store.sqlite import SQLiteStore
 
 E = TypeVar("E", bound=Event)

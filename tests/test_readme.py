@@ -30,7 +30,7 @@ from websockets.asyncio.client import connect
 from eventbus_fastapi import EventBus, EventBusClient, Settings
 from eventbus_fastapi.settings import PREFIX
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.groups import Death, Settlement
+from eventbus_fastapi.store.group import Death, Settlement
 from eventbus_fastapi.store.schema import Tables
 from tests import documents
 from tests.documents import README

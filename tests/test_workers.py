@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from eventbus_fastapi import Attempt, BusSession, Discard, Event, EventBus, Fixed, HandlerGroup, Message, Retry, Snooze
 from eventbus_fastapi.errors import InvalidHandler
-from eventbus_fastapi.store.groups import DeadLetter, Figures
+from eventbus_fastapi.store.group import DeadLetter, Figures
 from tests.waiting import eventually
 
 OpenBus = Callable[..., Awaitable[EventBus]]

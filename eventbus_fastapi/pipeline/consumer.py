@@ -29,7 +29,8 @@ from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
 from eventbus_fastapi.pipeline.settler import Settler
 from eventbus_fastapi.pipeline.subscription import Subscription
-from eventbus_fastapi.store.groups import Claim, Group, Groups, Look
+from eventbus_fastapi.store.group import Claim, Group, Look
+from eventbus_fastapi.store.groups import Groups
 
 logger = logging.getLogger(__name__)
 

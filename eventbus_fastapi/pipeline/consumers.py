@@ -17,7 +17,8 @@ from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.consumer import Consumer, OpenSubscription
 from eventbus_fastapi.pipeline.rescuer import Rescuer
 from eventbus_fastapi.pipeline.settler import Settler
-from eventbus_fastapi.store.groups import Group, Groups
+from eventbus_fastapi.store.group import Group
+from eventbus_fastapi.store.groups import Groups
 
 FLUSH_TIMEOUT = 5.0
 """Seconds that a stop waits until what was settled is written."""

@@ -39,7 +39,7 @@ from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, Steward
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
-from eventbus_fastapi.store.groups import OrderedBy
+from eventbus_fastapi.store.group import OrderedBy
 from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from eventbus_fastapi.pipeline.bell import Bell
-from eventbus_fastapi.store.groups import Group, Groups, Look
+from eventbus_fastapi.store.group import Group, Look
+from eventbus_fastapi.store.groups import Groups
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
 from eventbus_fastapi.pipeline.error_record import ErrorRecord
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
-from eventbus_fastapi.store.groups import Again, Death, Groups, HeldRetry, Settlement
+from eventbus_fastapi.store.group import Again, Death, HeldRetry, Settlement
+from eventbus_fastapi.store.groups import Groups
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, quote
 from eventbus_fastapi.pipeline.start import Start, resolve_start
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.dead_letters import PAGE, Changed, DeadEntry, DeadFilter
+from eventbus_fastapi.store.group import DeadLetter, Figures, Group, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.group_name import check_group_name
-from eventbus_fastapi.store.groups import DeadLetter, Figures, Group, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.reader import LARGEST_SEQ
 from eventbus_fastapi.topics import check_pattern
 

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from eventbus_fastapi.pipeline.steward import EPOCH, BlockedKey, GroupStatus
 from eventbus_fastapi.protocol.events import event_object
 from eventbus_fastapi.store.dead_letters import DeadEntry
-from eventbus_fastapi.store.groups import DeadLetter, WaitingRetry
+from eventbus_fastapi.store.group import DeadLetter, WaitingRetry
 
 Object = dict[str, Any]
 

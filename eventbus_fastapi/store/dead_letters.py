@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from eventbus_fastapi.store.groups import Group, Groups
+from eventbus_fastapi.store.group import Group
+from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader
 from eventbus_fastapi.topics import matches
 

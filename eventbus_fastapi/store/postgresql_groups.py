@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import ARRAY, BigInteger, Text, Uuid, bindparam, cast, delete, func, insert, null, select, update
 
 from eventbus_fastapi.events import Message
-from eventbus_fastapi.store.groups import Claim, Group, Groups, Settlement, expected, micros
+from eventbus_fastapi.store.group import Claim, Group, Settlement
+from eventbus_fastapi.store.groups import Groups, expected, micros
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.seqs import encode_seqs

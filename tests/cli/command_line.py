@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eventbus_fastapi import EventBus, Message
-from eventbus_fastapi.store.groups import Again, Death, Settlement
+from eventbus_fastapi.store.group import Again, Death, Settlement
 
 
 class Done(NamedTuple):

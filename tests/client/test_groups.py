@@ -13,7 +13,7 @@ import pytest
 from eventbus_fastapi.client import ClientConfig, EventBusClient, GroupMessage
 from eventbus_fastapi.errors import InvalidInput, LeaseLost, NotRunning, RemoteError
 from eventbus_fastapi.events import Event
-from eventbus_fastapi.store.groups import DeadLetter
+from eventbus_fastapi.store.group import DeadLetter
 from tests.client.scripted import Frame, Peer, ScriptedServer, error, event
 from tests.server.sockets import ServedBus, serving_bus
 from tests.waiting import eventually

@@ -14,7 +14,8 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import ACK
 from eventbus_fastapi.pipeline.settler import Settler
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.groups import Group, Groups, Settlement
+from eventbus_fastapi.store.group import Group, Settlement
+from eventbus_fastapi.store.groups import Groups
 from tests.drafts import drafts
 from tests.pipeline.conftest import OpenNode
 from tests.waiting import eventually

@@ -17,7 +17,7 @@ from eventbus_fastapi.pipeline.steward import Steward, dead_filter
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.groups import Group
+from eventbus_fastapi.store.group import Group
 from tests.drafts import drafts
 from tests.pipeline.conftest import OpenNode
 from tests.waiting import eventually

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from eventbus_fastapi import EventBus
-from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Settlement
+from eventbus_fastapi.store.group import Again, Claim, Death, Group, Settlement
 from tests.server.asking import app_of, asking, assert_problem, bus_on
 
 ERROR = {"attempt": 1, "type": "httpx.ConnectError", "message": "refused", "time": 1_767_225_600_000_000, "node": "n"}

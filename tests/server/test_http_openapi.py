@@ -18,7 +18,7 @@ from openapi_spec_validator import validate
 from eventbus_fastapi import EventBus
 from eventbus_fastapi.errors import GroupNotFound
 from eventbus_fastapi.store import Ack
-from eventbus_fastapi.store.groups import Again, Death, Settlement
+from eventbus_fastapi.store.group import Again, Death, Settlement
 from tests.server.asking import app_of, asking, bus_on
 
 Object = dict[str, Any]

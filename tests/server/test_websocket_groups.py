@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.groups import DeadLetter
+from eventbus_fastapi.store.group import DeadLetter
 from eventbus_fastapi.store.schema import Tables
 from tests.server.sockets import Peer, ServedBus, serving_bus
 from tests.serving import serving

@@ -10,7 +10,7 @@ import pytest
 from eventbus_fastapi.errors import NotFound
 from eventbus_fastapi.store import Store, dead_letters
 from eventbus_fastapi.store.dead_letters import DeadFilter
-from eventbus_fastapi.store.groups import Again, Death, Group, Settlement
+from eventbus_fastapi.store.group import Again, Death, Group, Settlement
 from tests.drafts import draft
 from tests.waiting import eventually
 

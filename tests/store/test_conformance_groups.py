@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, LeaseLost
 from eventbus_fastapi.events import Message, make_draft
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.groups import Again, Claim, Death, Group, Groups, Held, HeldRetry, Settlement, expected
+from eventbus_fastapi.store.group import Again, Claim, Death, Group, Held, HeldRetry, Settlement
+from eventbus_fastapi.store.groups import Groups, expected
 from tests.drafts import draft
 from tests.store.conftest import OpenStore
 from tests.waiting import eventually
