@@ -302,7 +302,7 @@ async def test_the_commands_of_migrations_md_run_one_after_the_other(database_ur
     """Given an empty database, when the page's commands are typed, then they make the tables, and files of SQL."""
     command.init(Config(tmp_path / "alembic.ini", stdout=io.StringIO()), str(tmp_path / "migrations"))
     first, sql, revision = documents.consoles(MIGRATIONS)
-    assert await script([*first, *sql, *revision], database_url, tmp_path) >= ["0002", "0002"]
+    assert await script([*first, *sql, *revision], database_url, tmp_path) >= ["0003", "0003"]
     assert "CREATE TABLE bus_event" in (tmp_path / "bus.sql").read_text()
     assert "DROP TABLE bus_event" in (tmp_path / "drop.sql").read_text()
     assert any(name.endswith("_add_the_event_bus.py") for name in os.listdir(tmp_path / "migrations" / "versions"))
@@ -311,7 +311,7 @@ async def test_the_commands_of_migrations_md_run_one_after_the_other(database_ur
 @pytest.mark.databases("postgresql")
 async def test_the_commands_of_growing_md_make_the_tables(database_url: str, tmp_path: Path) -> None:
     (commands,) = documents.consoles(GROWING)
-    assert await script(commands, database_url, tmp_path) == ["0002"]
+    assert await script(commands, database_url, tmp_path) == ["0003"]
 
 
 async def script(commands: list[str], database_url: str, directory: Path) -> list[str]:

@@ -40,11 +40,28 @@ class TableCreator:
         if self.inspector is None or not self.inspector.has_index(table, index, self.schema):
             self.op.create_index(index, table, columns, schema=self.schema, **options)
 
+    def column(self, table: str, column: sa.Column[Any]) -> None:
+        """Add a column to a table."""
+        table = f"{self.prefix}{table}"
+        if self.inspector is None or column.name not in self._columns(table):
+            self.op.add_column(table, column, schema=self.schema)
+
+    def drop_columns(self, table: str, *names: str) -> None:
+        """Drop columns of a table; on MySQL those that are left of an earlier run."""
+        table = f"{self.prefix}{table}"
+        for name in names:
+            if self.inspector is None or name in self._columns(table):
+                self.op.drop_column(table, name, schema=self.schema)
+
     def drop(self, *names: str) -> None:
         """Drop tables; on MySQL those that are left of an earlier run."""
         for name in names:
             is_mysql = self.op.get_context().dialect.name in MYSQL
             self.op.drop_table(f"{self.prefix}{name}", schema=self.schema, if_exists=is_mysql)
+
+    def _columns(self, table: str) -> set[str]:
+        assert self.inspector is not None
+        return {column["name"] for column in self.inspector.get_columns(table, self.schema)}
 
 
 def uuid() -> sa.types.TypeEngine[Any]:

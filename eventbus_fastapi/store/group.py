@@ -10,6 +10,9 @@ from eventbus_fastapi.events import Message
 
 OrderedBy = Literal["key"]
 
+ArchiveMode = Literal["all", "failed", "none"]
+"""Which endings of a group's events go to the archive: all, those with a failed attempt or a discard, none."""
+
 
 class Group(NamedTuple):
     """A durable reader of the log."""
@@ -25,6 +28,11 @@ class Group(NamedTuple):
     is_paused: bool
     lost: int
     """Events that retention removed before the group had read them, or while a failed attempt of it had them."""
+    archive: ArchiveMode = "none"
+    max_in_flight: int | None = None
+    """Events that all nodes together may hold at the same time; None: any number."""
+    rate_limit: str | None = None
+    """The name of the limit that says how often an attempt may begin; None: as often as there are events."""
 
 
 class Figures(NamedTuple):

@@ -28,6 +28,8 @@ from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, now_micros
 
 MESSAGE_FIELDS = ("seq", *EVENT_FIELDS, "created_at", "expires_at")
 """What makes a `Message`, in its order."""
+DECLARED = ("ordered_by", "max_attempts", "archive", "max_in_flight", "rate_limit")
+"""What is said of a group besides its patterns."""
 
 
 def _big(name: str) -> Any:
@@ -43,10 +45,7 @@ class GroupStatements:
         now = now_micros()
 
         # --- groups ---
-        columns = [
-            group.c[name]
-            for name in ("id", "name", "patterns", "cursor", "ordered_by", "max_attempts", "paused_at", "lost")
-        ]
+        columns = [group.c[name] for name in ("id", "name", "patterns", "cursor", "paused_at", "lost", *DECLARED)]
         self.add_group: Insert = insert(group).values(lost=0, created_at=now).inline()
         self.read_groups: Query = select(*columns).order_by(group.c.name)
         self.read_group: Query = select(*columns).where(group.c.name == bindparam("name"))
@@ -55,11 +54,7 @@ class GroupStatements:
         self.declare_group: Update = (
             update(group)
             .where(group.c.id == _big("group_id"))
-            .values(
-                patterns=bindparam("patterns"),
-                ordered_by=bindparam("ordered_by"),
-                max_attempts=bindparam("max_attempts"),
-            )
+            .values(patterns=bindparam("patterns"), **{name: bindparam(name) for name in DECLARED})
         )
         self.pause_group: Update = (
             update(group).where(group.c.id == _big("group_id"), group.c.paused_at.is_(None)).values(paused_at=now)

@@ -33,6 +33,7 @@ from eventbus_fastapi.events import Message
 from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.group import (
     Again,
+    ArchiveMode,
     Claim,
     DeadLetter,
     Death,
@@ -77,6 +78,9 @@ class Groups:
         after: int,
         ordered_by: OrderedBy | None = None,
         max_attempts: int = 10,
+        archive: ArchiveMode = "none",
+        max_in_flight: int | None = None,
+        rate_limit: str | None = None,
         is_declared: bool = False,
     ) -> Group:
         """Return the group of this name; make it, reading after a seq, if there is none.
@@ -91,12 +95,22 @@ class Groups:
             "patterns": _patterns(patterns),
             "ordered_by": ordered_by,
             "max_attempts": max_attempts,
+            "archive": archive,
+            "max_in_flight": max_in_flight,
+            "rate_limit": rate_limit,
         }
         if await self._read(name) is None:
             await self._add({"name": name, "cursor": after, **values})
         group = await self.get(name)
-        wanted = (tuple(patterns), ordered_by, max_attempts)
-        if is_declared and wanted != (group.patterns, group.ordered_by, group.max_attempts):
+        wanted = group._replace(
+            patterns=tuple(patterns),
+            ordered_by=ordered_by,
+            max_attempts=max_attempts,
+            archive=archive,
+            max_in_flight=max_in_flight,
+            rate_limit=rate_limit,
+        )
+        if is_declared and wanted != group:
             await self._execute(self.sql.declare_group, {"group_id": group.id, **values})
             group = await self.get(name)
         return group
@@ -628,6 +642,9 @@ def _group(row: AnyRow) -> Group:
         row.max_attempts,
         row.paused_at is not None,
         row.lost,
+        row.archive or "none",
+        row.max_in_flight,
+        row.rate_limit,
     )
 
 

@@ -9,6 +9,12 @@
     lease       ranges of the log that a node holds for a group, with the seqs that are not settled yet.
     retry       events of a group that were not settled at first: when their next attempt is due.
     dead_letter events that a group has given up.
+    archive     how events ended for groups that keep it.
+    queue       what operators have said about queues: paused, or served by another number of workers.
+    worker      the processes that serve queues, each with when it was last seen.
+    rate_limit  how often something may be done, and when it was done lately.
+    unique      what was published as unique, and until when it stays the only one.
+    recurring   events that are published by a schedule, and when the next is due.
 
 Times are unix microseconds in BIGINT columns, always taken from the database's clock: the same value and the same
 arithmetic on every database. Payloads are bytes, so what comes out is what went in. Topics, keys and ids compare by
@@ -75,8 +81,11 @@ def _long_text() -> TypeEngine[str]:
 
 
 def _event_columns() -> list[Column[Any]]:
+    return [Column("message_id", _uuid(), nullable=False), *_content_columns()]
+
+
+def _content_columns() -> list[Column[Any]]:
     return [
-        Column("message_id", _uuid(), nullable=False),
         Column("topic", String(255), nullable=False),
         Column("key", String(255)),
         Column("payload", _payload(), nullable=False),
@@ -166,6 +175,9 @@ class Tables:
             Column("paused_at", BigInteger),
             Column("lost", BigInteger, nullable=False),  # seqs that retention removed before the group had read them
             Column("created_at", BigInteger, nullable=False),
+            Column("archive", String(16)),  # which endings go to the archive; None: none
+            Column("max_in_flight", Integer),
+            Column("rate_limit", String(255)),  # the name of one
             **options,
         )
         Index(f"{prefix}group_name", self.group.c.name, unique=True)
@@ -215,3 +227,77 @@ class Tables:
             **options,
         )
         Index(f"{prefix}dead_letter_seq", self.dead_letter.c.group_id, self.dead_letter.c.seq, unique=True)
+        self.archive = Table(
+            f"{prefix}archive",
+            self.metadata,
+            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("group_id", BigInteger, nullable=False),
+            Column("seq", BigInteger, nullable=False),
+            *_event_columns(),
+            Column("created_at", BigInteger, nullable=False),
+            Column("expires_at", BigInteger),
+            Column("outcome", String(16), nullable=False),
+            Column("attempt", Integer, nullable=False),
+            Column("duration", BigInteger),  # of the last attempt; None: nobody knows
+            Column("owner", String(64), nullable=False),  # who made it
+            Column("errors", _long_text(), nullable=False),
+            Column("finished_at", BigInteger, nullable=False),
+            **options,
+        )
+        Index(f"{prefix}archive_group_id", self.archive.c.group_id, self.archive.c.id)
+        Index(f"{prefix}archive_finished_at", self.archive.c.finished_at)
+        self.queue = Table(
+            f"{prefix}queue",
+            self.metadata,
+            Column("name", String(255), primary_key=True),
+            Column("workers", Integer),  # per process; None: as its process says
+            Column("paused_at", BigInteger),
+            **options,
+        )
+        self.worker = Table(
+            f"{prefix}worker",
+            self.metadata,
+            Column("id", String(64), primary_key=True),  # the owner of its leases
+            Column("host", String(255), nullable=False),
+            Column("pid", BigInteger, nullable=False),
+            Column("started_at", BigInteger, nullable=False),
+            Column("seen_at", BigInteger, nullable=False),
+            Column("queues", Text, nullable=False),  # a JSON object
+            **options,
+        )
+        self.rate_limit = Table(
+            f"{prefix}rate_limit",
+            self.metadata,
+            Column("name", String(255), primary_key=True),
+            Column("permits", Integer, nullable=False),
+            Column("period", BigInteger, nullable=False),
+            Column("grants", Text, nullable=False),  # a JSON array
+            **options,
+        )
+        self.unique = Table(
+            f"{prefix}unique",
+            self.metadata,
+            Column("fingerprint", String(64), primary_key=True),
+            Column("message_id", _uuid(), nullable=False),
+            Column("until", BigInteger),  # None: as long as the event waits for its time
+            **options,
+        )
+        Index(f"{prefix}unique_until", self.unique.c.until)
+        self.recurring = Table(
+            f"{prefix}recurring",
+            self.metadata,
+            Column("name", String(255), primary_key=True),
+            Column("cron", String(255), nullable=False),
+            Column("timezone", String(64), nullable=False),
+            *_content_columns(),
+            Column("ttl", BigInteger),
+            Column("missed", String(16), nullable=False),
+            Column("next_at", BigInteger, nullable=False),
+            Column("last_at", BigInteger),
+            Column("paused_at", BigInteger),
+            Column("declared", String(64)),  # what a program said last, so that an operator's change outlives a restart
+            Column("created_at", BigInteger, nullable=False),
+            Column("updated_at", BigInteger, nullable=False),
+            **options,
+        )
+        Index(f"{prefix}recurring_next_at", self.recurring.c.next_at)

@@ -181,7 +181,7 @@ async def test_revisions_may_be_relative(engine: AsyncEngine) -> None:
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("revision", ["9999", "-1", "+0", "+", "+1x", "+" + "9" * 5_000, "+١", "", "nonsense'"])
 async def test_an_unknown_revision_is_refused(engine: AsyncEngine, revision: str) -> None:
-    expected = r"there is no revision .* to go to, expected base, 0001, 0002, head, or relative \+1, \+2, …$"
+    expected = r"there is no revision .* to go to, expected base, 0001, 0002, 0003, head, or relative \+1, \+2, …$"
     with pytest.raises(StoreError, match=expected):
         await upgrade(engine, Tables(), revision)
     assert await everything(engine) == set()
@@ -190,7 +190,7 @@ async def test_an_unknown_revision_is_refused(engine: AsyncEngine, revision: str
 @pytest.mark.databases("sqlite")
 async def test_a_downgrade_goes_down_only(engine: AsyncEngine) -> None:
     with pytest.raises(
-        StoreError, match=r"no revision '\+1' to go to, expected base, 0001, 0002, head, or relative -1, -2, …$"
+        StoreError, match=r"no revision '\+1' to go to, expected base, 0001, 0002, 0003, head, or relative -1, -2, …$"
     ):
         await downgrade(engine, Tables(), "+1")
 
@@ -199,14 +199,14 @@ async def test_a_relative_revision_beyond_head_or_below_base_is_refused_and_chan
     engine: AsyncEngine,
 ) -> None:
     tables = Tables()
-    with pytest.raises(StoreError, match=r"there is no revision -1 from base, they go from base to 0002 \(head\)"):
+    with pytest.raises(StoreError, match=r"there is no revision -1 from base, they go from base to 0003 \(head\)"):
         await downgrade(engine, tables, "-1")
     await upgrade(engine, tables)
     before = await everything(engine)
-    with pytest.raises(StoreError, match=r"there is no revision \+1 from 0002, they go from base to 0002 \(head\)"):
+    with pytest.raises(StoreError, match=r"there is no revision \+1 from 0003, they go from base to 0003 \(head\)"):
         await upgrade(engine, tables, "+1")
-    with pytest.raises(StoreError, match="there is no revision -3 from 0002"):
-        await downgrade(engine, tables, "-3")
+    with pytest.raises(StoreError, match="there is no revision -4 from 0003"):
+        await downgrade(engine, tables, "-4")
     assert await everything(engine) == before
 
 
@@ -298,8 +298,8 @@ async def test_a_check_of_older_tables_names_both_revisions(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await upgrade(engine, Tables())
-    monkeypatch.setattr(migrations, "revisions", lambda: ("0001", "0002", "0003"))
-    with pytest.raises(SchemaOutdated, match=r"at revision 0002, revision 0003 is needed; run `eventbus migrate upgr"):
+    monkeypatch.setattr(migrations, "revisions", lambda: ("0001", "0002", "0003", "0004"))
+    with pytest.raises(SchemaOutdated, match=r"at revision 0003, revision 0004 is needed; run `eventbus migrate upgr"):
         await migrations.run(engine, Tables(), migrations.check)
 
 
@@ -309,7 +309,7 @@ async def test_tables_of_a_newer_package_are_neither_used_nor_changed(engine: As
     await set_revision(engine, tables, "9999")
     before = await everything(engine)
     for work in (migrations.check, migrations.upgrade):
-        with pytest.raises(SchemaOutdated, match=r"at revision 9999, which .* does not know, revision 0002 is needed"):
+        with pytest.raises(SchemaOutdated, match=r"at revision 9999, which .* does not know, revision 0003 is needed"):
             await migrations.run(engine, tables, work)
     with pytest.raises(SchemaOutdated, match="install the newer eventbus-fastapi"):
         await downgrade(engine, tables)
@@ -337,7 +337,7 @@ async def test_what_an_upgrade_did_is_logged_and_not_printed(
 ) -> None:
     with caplog.at_level(logging.INFO, "eventbus_fastapi"):
         await upgrade(engine, Tables())
-    assert "moved bus_alembic_version from revision base to 0002" in caplog.messages
+    assert "moved bus_alembic_version from revision base to 0003" in caplog.messages
     assert capfd.readouterr() == ("", "")
 
 
@@ -430,7 +430,7 @@ def test_the_sql_text_needs_no_database_only_its_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "same"), [("base", "+1", "0001"), ("base", "+2", "head"), ("head", "-1", "0001")]
+    ("start", "end", "same"), [("base", "+1", "0001"), ("base", "+3", "head"), ("head", "-1", "0002")]
 )
 def test_the_sql_text_to_a_relative_revision_is_seen_from_its_start(start: str, end: str, same: str) -> None:
     assert migrations.sql("postgresql", Tables(), start, end) == migrations.sql("postgresql", Tables(), start, same)
@@ -438,7 +438,7 @@ def test_the_sql_text_to_a_relative_revision_is_seen_from_its_start(start: str, 
 
 @pytest.mark.parametrize(("start", "end"), [("base", "-1"), ("head", "+1")])
 def test_the_sql_text_goes_no_further_than_the_revisions(start: str, end: str) -> None:
-    with pytest.raises(StoreError, match="they go from base to 0002"):
+    with pytest.raises(StoreError, match="they go from base to 0003"):
         migrations.sql("postgresql", Tables(), start, end)
 
 
