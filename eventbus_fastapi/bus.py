@@ -24,12 +24,12 @@ from eventbus_fastapi.pipeline.handlers import HandlerGroup, HandlerOptions
 from eventbus_fastapi.pipeline.listeners import Listeners
 from eventbus_fastapi.pipeline.node import Node, Start
 from eventbus_fastapi.pipeline.patterns import pattern_of
+from eventbus_fastapi.pipeline.queue import Queue
 from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
-from eventbus_fastapi.pipeline.worker import Queue
 from eventbus_fastapi.pipeline.workers import Workers
 from eventbus_fastapi.server.router import build_router
-from eventbus_fastapi.settings import Overflow, Settings
+from eventbus_fastapi.settings import ArchiveMode, Overflow, Settings
 from eventbus_fastapi.store import (
     AsyncTransaction,
     Head,
@@ -283,18 +283,31 @@ class EventBus:
         """
         self.handlers.include(group)
 
-    def queue(self, name: str, *, workers: int = 10, batch_size: int = 100) -> None:
+    def queue(
+        self,
+        name: str,
+        *,
+        workers: int = 10,
+        batch_size: int = 100,
+        poll_interval: float = 1.0,
+        archive: ArchiveMode = "none",
+    ) -> None:
         """Say how a queue is served by the workers of this process, from their next start on.
+
+        What the settings say about it (`Settings.queues`) replaces what is said here, field by field.
 
         Args:
             name: the handlers' `queue`.
             workers: events that it handles at the same time. Defaults to 10.
             batch_size: events that are taken from the log at once, at most. Defaults to 100.
+            poll_interval: seconds between two looks for what no bell tells of: retries that other nodes wrote, leases
+                that ended, groups that were changed elsewhere. New events do not wait for it. Defaults to 1.
+            archive: which endings of its events are kept in the archive. Defaults to none.
 
         Raises:
-            InvalidHandler: a number is not 1 or more.
+            InvalidHandler: a value is out of its range.
         """
-        self.workers.describe(Queue(name, workers, batch_size))
+        self.workers.describe(Queue(name, workers, batch_size, poll_interval, archive))
 
     def listener(self, *wanted: str | type[Event]) -> Callable[[F], F]:
         """Register the function below to be called by `emit`, in this process; see `Listeners.listener`."""

@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
 from eventbus_fastapi.errors import SettingsError, quote
 
@@ -24,14 +25,39 @@ Overflow = Literal["catch_up", "disconnect", "drop_oldest"]
 - `drop_oldest`: it goes on with the newest `buffer` events and is told what it missed (`gap`).
 """
 
+ArchiveMode = Literal["all", "failed", "none"]
+"""Which endings of a group's events go to the archive: all, those with a failed attempt or a discard, none."""
+
 PREFIX = "EVENTBUS_"
 TEST_PREFIX = "EVENTBUS_TEST_"
+
+MOST_WORKERS = 1_000
+"""Most events that a queue handles at the same time in one process."""
+LARGEST_CLAIM = 1_000
+"""Most events that one claim takes."""
+SHORTEST_POLL, LONGEST_POLL = 0.05, 3_600.0
+"""Seconds between two looks at the groups of a queue."""
+
+
+class QueueSettings(BaseModel):
+    """What a deployment says about a queue; None: as the program says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    workers: int | None = Field(None, ge=1, le=MOST_WORKERS)
+    """Events that each process handles at the same time."""
+    batch_size: int | None = Field(None, ge=1, le=LARGEST_CLAIM)
+    """Events that one claim takes at most."""
+    poll_interval: float | None = Field(None, ge=SHORTEST_POLL, le=LONGEST_POLL)
+    """Seconds between two looks for what no bell tells of."""
+    archive: ArchiveMode | None = None
+    """Which endings of its events are kept in the archive."""
 
 
 class Settings(BaseSettings):
     """Every setting, with its default. `Settings()` reads the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # --- database ---
     database_url: str = "sqlite+aiosqlite:///eventbus.db"
@@ -90,6 +116,9 @@ class Settings(BaseSettings):
     meanwhile. Defaults to 30."""
     worker_grace: float = Field(30.0, ge=0)
     """Seconds that running handlers have to end when the bus stops. Defaults to 30."""
+    queues: dict[str, QueueSettings] = {}
+    """Queues by name, each with some of `workers`, `batch_size`, `poll_interval` and `archive`: they replace what the
+    program says. In the environment a JSON object. Defaults to {}."""
 
     # --- connections ---
     heartbeat: float = Field(15.0, gt=0)
@@ -123,6 +152,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as exc:
             raise SettingsError(_explain(exc)) from exc
+        except UnreadableSetting as exc:
+            raise SettingsError(_explain_unreadable()) from exc
 
     def replace(self, **values: Any) -> Self:
         """Return a copy with some settings changed, validated like any other."""
@@ -147,10 +178,18 @@ def _explain(exc: ValidationError) -> str:
     """One line per setting: its name, what was expected, what came."""
     lines = []
     for error in exc.errors():
-        name = ".".join(str(part) for part in error["loc"])
+        setting, *inside = (str(part) for part in error["loc"])
+        name = ".".join((setting, *inside))
         if error["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            known = QueueSettings.model_fields if inside else Settings.model_fields
+            close = difflib.get_close_matches(inside[-1] if inside else setting, known, n=1)
             lines.append(f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else ""))
         else:
-            lines.append(f"setting {name} ({PREFIX}{name.upper()}): {error['msg']}, got {quote(error['input'])}")
+            lines.append(f"setting {name} ({PREFIX}{setting.upper()}): {error['msg']}, got {quote(error['input'])}")
     return "; ".join(lines)
+
+
+def _explain_unreadable() -> str:
+    """A variable is no JSON, where JSON is read."""
+    given = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}QUEUES"), "")
+    return f"setting queues ({PREFIX}QUEUES): expected a JSON object, got {quote(given)}"

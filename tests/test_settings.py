@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from eventbus_fastapi import settings as module
 from eventbus_fastapi.errors import SettingsError
-from eventbus_fastapi.settings import Settings, refuse_unknown
+from eventbus_fastapi.settings import QueueSettings, Settings, refuse_unknown
 
 
 def refusal(**values: Any) -> str:
@@ -113,6 +113,42 @@ def test_a_copy_with_changes_keeps_the_rest_and_is_validated() -> None:
     assert settings.replace(port=5000) == Settings(port=5000, table_prefix="my_")
     with pytest.raises(SettingsError, match="setting port"):
         settings.replace(port=-1)
+
+
+def test_queues_are_a_json_object_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = '{"email": {"workers": 5, "archive": "failed"}, "audit": {"poll_interval": 60}}'
+    monkeypatch.setenv("EVENTBUS_QUEUES", said)
+    settings = Settings()
+    assert settings.queues == {
+        "email": QueueSettings(workers=5, archive="failed"),
+        "audit": QueueSettings(poll_interval=60),
+    }
+    assert settings.replace(port=1).queues == settings.queues
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("email", "setting queues (EVENTBUS_QUEUES): expected a JSON object, got 'email'"),
+        ("[]", "setting queues (EVENTBUS_QUEUES): Input should be a valid dictionary, got []"),
+        ('{"email": {"wrokers": 5}}', "unknown setting queues.email.wrokers; did you mean workers?"),
+        ('{"email": {"workers": 0}}', "setting queues.email.workers (EVENTBUS_QUEUES): Input should be greater than"),
+        ('{"email": {"workers": "5"}}', "setting queues.email.workers (EVENTBUS_QUEUES): Input should be a valid int"),
+        ('{"email": {"batch_size": 1001}}', "Input should be less than or equal to 1000, got 1001"),
+        ('{"email": {"poll_interval": 0.01}}', "Input should be greater than or equal to 0.05, got 0.01"),
+        ('{"email": {"archive": "some"}}', "Input should be 'all', 'failed' or 'none', got 'some'"),
+        ('{"email": 5}', "setting queues.email (EVENTBUS_QUEUES): Input should be a valid dictionary"),
+    ],
+)
+def test_a_queue_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, said: str, expected: str) -> None:
+    monkeypatch.setenv("EVENTBUS_QUEUES", said)
+    assert expected in refusal()
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_no_duration_is_infinite_or_no_number(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("EVENTBUS_WORKER_GRACE", value)
+    assert "setting worker_grace (EVENTBUS_WORKER_GRACE): " in refusal()
 
 
 # --- documentation -------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
 from eventbus_fastapi.pipeline.settler import Settler
 from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.settings import LARGEST_CLAIM
 from eventbus_fastapi.store.group import Claim, Group, Look
 from eventbus_fastapi.store.groups import Groups
 
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 BUFFER = 2_000
 """Events that are read ahead of the claims."""
-LARGEST_CLAIM = 1_000
+POLL_INTERVAL = 1.0
+"""Seconds between two looks at a group, where nobody says otherwise."""
 PASS_OVER = 1_000
 """Events that do not match after which the cursor is moved over them, though there is nothing to claim."""
 PASS_OVER_AFTER = 5.0
@@ -60,9 +62,12 @@ class Consumer:
         settler: Settler,
         owner: str,
         lease: float,
+        poll_interval: float,
     ) -> None:
         self.group = group
         """The group as this node knows it; its cursor is where the next claim begins."""
+        self.poll_interval = poll_interval
+        """Seconds between two looks at the group, for what no bell tells of."""
         self._groups = groups
         self._open = open_subscription
         self._settler = settler
@@ -107,6 +112,11 @@ class Consumer:
         self._out.clear()
 
     # --- deliveries ---
+
+    @property
+    def has_ended(self) -> bool:
+        """True once nothing can be taken any more: it was closed, or its group is gone."""
+        return self._ending is not None
 
     @property
     def has_work(self) -> bool:

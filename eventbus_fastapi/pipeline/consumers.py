@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from eventbus_fastapi.errors import EventBusError
 from eventbus_fastapi.pipeline import service
-from eventbus_fastapi.pipeline.consumer import Consumer, OpenSubscription
+from eventbus_fastapi.pipeline.consumer import POLL_INTERVAL, Consumer, OpenSubscription
 from eventbus_fastapi.pipeline.rescuer import Rescuer
 from eventbus_fastapi.pipeline.settler import Settler
 from eventbus_fastapi.store.group import Group
@@ -46,13 +46,17 @@ class Consumers:
     def __iter__(self) -> Iterator[Consumer]:
         return iter(tuple(self._consumers.values()))
 
-    def open(self, group: Group) -> Consumer:
-        """Return the consumer of a group, for one more who takes from it. Each gives it back with `close`."""
+    def open(self, group: Group, *, poll_interval: float = POLL_INTERVAL) -> Consumer:
+        """Return the consumer of a group, for one more who takes from it. Each gives it back with `close`.
+
+        The group is looked at as often as the most eager of them asks for.
+        """
         if not self._running:
             stages: list[service.Stage] = [self.settler, self._rescuer]
             self._running = {stage: service.start(stage) for stage in stages}
         consumer = self._consumers.get(group.id)
-        if consumer is None:
+        if consumer is None or consumer.has_ended:  # SQLite gives the id of a group that was deleted to the next
+            self._users.pop(group.id, None)
             consumer = self._consumers[group.id] = Consumer(
                 self.groups,
                 group,
@@ -60,9 +64,11 @@ class Consumers:
                 settler=self.settler,
                 owner=self.owner,
                 lease=self._lease,
+                poll_interval=poll_interval,
             )
             consumer.start()
-            self._rescuer.bell.ring()
+        consumer.poll_interval = min(consumer.poll_interval, poll_interval)
+        self._rescuer.bell.ring()
         self._users[group.id] = self._users.get(group.id, 0) + 1
         return consumer
 

@@ -25,7 +25,7 @@ from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.acknowledger import Acknowledger
 from eventbus_fastapi.pipeline.channel import Gap
-from eventbus_fastapi.pipeline.consumer import Consumer
+from eventbus_fastapi.pipeline.consumer import POLL_INTERVAL, Consumer
 from eventbus_fastapi.pipeline.consumers import Consumers
 from eventbus_fastapi.pipeline.dispatcher import Dispatcher
 from eventbus_fastapi.pipeline.matcher import Matcher
@@ -347,11 +347,12 @@ class Node:
         ordered_by: OrderedBy | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
         is_declared: bool = False,
+        poll_interval: float = POLL_INTERVAL,
     ) -> Consumer:
         """Serve a group on this node, for one more who takes from it; `consumers.close` ends that.
 
         A group that is not there is made, and reads from `start`; one that is keeps its place, and takes over the rest
-        as given here if `is_declared`.
+        as given here if `is_declared`. What no bell tells of is looked for every `poll_interval` seconds.
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
@@ -364,7 +365,7 @@ class Node:
             name, chosen, after=after, ordered_by=ordered_by, max_attempts=max_attempts, is_declared=is_declared
         )
         self._require_running()
-        return self.consumers.open(group)
+        return self.consumers.open(group, poll_interval=poll_interval)
 
     async def _open_for_group(self, patterns: Sequence[str], after: int) -> Subscription:
         return await self.subscribe(patterns, after, include_processed=True, overflow="catch_up")

@@ -20,8 +20,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -30,18 +29,17 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import (
     EventBusError,
     GroupNotFound,
-    InvalidHandler,
     LeaseLost,
     NotRunning,
     StoreUnavailable,
-    quote,
 )
-from eventbus_fastapi.pipeline.consumer import LARGEST_CLAIM, Consumer
+from eventbus_fastapi.pipeline.consumer import Consumer
 from eventbus_fastapi.pipeline.delivery import Delivery, Release
 from eventbus_fastapi.pipeline.executor import Executor
 from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze
+from eventbus_fastapi.pipeline.queue import Queue
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +51,6 @@ CANCEL_GRACE = 2.0
 """Seconds that cancelled handlers have to end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A pool that serves the handlers of a queue."""
-
-    name: str = "default"
-    workers: int = 10
-    """Events that it handles at the same time. Defaults to 10."""
-    batch_size: int = 100
-    """Events that one claim takes at most. Defaults to 100."""
-
-    def __post_init__(self) -> None:
-        for name, most in (("workers", 1_000), ("batch_size", LARGEST_CLAIM)):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise InvalidHandler(
-                    self.name, f"{name} must be an integer from 1 to {most:,}, got {quote(value)}", kind="queue"
-                )
-
-
 class Worker:
     """See the module's docstring. Made for one start."""
 
@@ -81,8 +60,8 @@ class Worker:
         self._engine = engine
         self._pools: list[_Pool] = []
 
-    async def start(self, handlers: Iterable[Handler], queues: Iterable[Queue] = ()) -> None:
-        """Serve handlers, those of a queue that is not described with the defaults of one.
+    async def start(self, handlers: Iterable[Handler], queues: Callable[[str], Queue] = Queue) -> None:
+        """Serve handlers; `queues` says of each queue, by its name, how.
 
         Raises:
             StoreUnavailable, NotRunning: the groups cannot be made now.
@@ -90,10 +69,10 @@ class Worker:
         by_queue: dict[str, list[Handler]] = {}
         for handler in handlers:
             by_queue.setdefault(handler.queue, []).append(handler)
-        described = {queue.name: queue for queue in queues}
         await self._executor.prepare(handler for served in by_queue.values() for handler in served)
         for name, served in by_queue.items():
-            pool = _Pool(self, described.get(name, Queue(name)))
+            queue = queues(name)
+            pool = _Pool(self, queue)
             self._pools.append(pool)
             for handler in served:
                 consumer = await self._node.consume(
@@ -102,6 +81,7 @@ class Worker:
                     ordered_by=handler.ordered_by,
                     max_attempts=handler.max_attempts,
                     is_declared=True,
+                    poll_interval=queue.poll_interval,
                 )
                 pool.serve(handler, consumer)
 

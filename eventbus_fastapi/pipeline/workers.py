@@ -15,7 +15,8 @@ from eventbus_fastapi.errors import InvalidHandler, quote
 from eventbus_fastapi.pipeline.executor import Executor
 from eventbus_fastapi.pipeline.handlers import HandlerGroup
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.pipeline.worker import Queue, Worker
+from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.pipeline.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,13 @@ class Workers:
         return self._served if self._worker is not None else []
 
     def describe(self, queue: Queue) -> None:
-        """Say how a queue is served, from the next start on."""
+        """Say how a queue is served, from the next start on. What the settings say about it has the last word."""
         self._queues[queue.name] = queue
+
+    def _described(self, name: str) -> Queue:
+        queue = self._queues.get(name, Queue(name))
+        settings = self._node.settings.queues.get(name)
+        return queue if settings is None else queue.replaced_by(settings)
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Serve the handlers of some queues; None: of all. Starting twice is once.
@@ -71,12 +77,14 @@ class Workers:
         )
         self._worker = Worker(self._node, self._executor, self._engine())
         try:
-            await self._worker.start(served, self._queues.values())
+            await self._worker.start(served, self._described)
         except BaseException:
             self.shutdown()
             await self.join(0)
             raise
         self._served = [handler.group for handler in served]
+        for name in self._node.settings.queues.keys() - {handler.queue for handler in self._handlers}:
+            logger.warning("the settings say something about queue %s, which no handler is of", quote(name))
         logger.info("serving %d handlers", len(served))
 
     def shutdown(self) -> None:

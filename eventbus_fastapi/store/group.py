@@ -7,11 +7,9 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from eventbus_fastapi.events import Message
+from eventbus_fastapi.settings import ArchiveMode as ArchiveMode  # of a group, and what a deployment says of it
 
 OrderedBy = Literal["key"]
-
-ArchiveMode = Literal["all", "failed", "none"]
-"""Which endings of a group's events go to the archive: all, those with a failed attempt or a discard, none."""
 
 
 class Group(NamedTuple):
