@@ -19,12 +19,20 @@ resumes after n sees every later match once, in order, or is told what is gone.
 
 from eventbus_fastapi.backoff import Exponential, Fixed, Sequence
 from eventbus_fastapi.bus import EventBus
-from eventbus_fastapi.client import ClientConfig, EventBusClient
+from eventbus_fastapi.client import (
+    ClientConfig,
+    ClientConsumer,
+    ClientSubscription,
+    EventBusClient,
+    GroupMessage,
+    GroupSubscription,
+)
 from eventbus_fastapi.errors import (
     ConnectionLost,
     EventBusError,
     InvalidInput,
     InvalidPayload,
+    LeaseLost,
     LogGap,
     NotFound,
     SlowConsumer,
@@ -42,6 +50,8 @@ __all__ = [
     "Attempt",
     "BusSession",
     "ClientConfig",
+    "ClientConsumer",
+    "ClientSubscription",
     "ConnectionLost",
     "Discard",
     "Draft",
@@ -51,9 +61,12 @@ __all__ = [
     "EventBusError",
     "Exponential",
     "Fixed",
+    "GroupMessage",
+    "GroupSubscription",
     "HandlerGroup",
     "InvalidInput",
     "InvalidPayload",
+    "LeaseLost",
     "LogGap",
     "Message",
     "NotFound",
