@@ -45,7 +45,12 @@ GROUPS = DOCS / "groups.md"
 GROWING = DOCS / "growing.md"
 MIGRATIONS = DOCS / "migrations.md"
 WORKERS = DOCS / "workers.md"
-PAGES = [*CHECKOUT.glob("*.md"), *DOCS.glob("*.md"), *CHECKOUT.glob("*/README.md")]
+PAGES = [
+    *CHECKOUT.glob("*.md"),
+    *DOCS.glob("*.md"),
+    *CHECKOUT.glob("*/README.md"),
+    *CHECKOUT.glob("examples/*/README.md"),
+]
 URL = "postgresql+asyncpg://app@db/app"
 """Where the pages have their database."""
 ADDRESS = "127.0.0.1:3000"
@@ -369,8 +374,9 @@ def test_the_readme_names_the_python_and_the_extras_of_the_package() -> None:
 
 
 def test_the_readme_lists_every_example() -> None:
-    linked = {path.name for path in documents.links(README) if path.parent.name == "examples"}
-    assert linked == {path.name for path in (CHECKOUT / "examples").glob("*.py")}
+    examples = CHECKOUT / "examples"
+    linked = {path for path in documents.links(README) if path.is_relative_to(examples)}
+    assert linked == {*examples.glob("*.py"), *examples.glob("*/README.md")}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(CHECKOUT)))
