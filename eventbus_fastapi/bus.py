@@ -25,6 +25,7 @@ from eventbus_fastapi.pipeline.listeners import Listeners
 from eventbus_fastapi.pipeline.node import Node, Start
 from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.pipeline.recurring import Recurring
 from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.pipeline.workers import Workers
@@ -379,6 +380,15 @@ class EventBus:
     def groups(self) -> Steward:
         """What looks after groups: how they are, what waits and what died; declare, pause, reset, retry, discard."""
         return self.node.steward
+
+    @property
+    def recurring(self) -> Recurring:
+        """Declares events that are published by a schedule, and what looks after them.
+
+        eventbus.recurring("nightly-report", "0 3 * * *", MakeReport(kind="sales"), timezone="Europe/Berlin")
+        await eventbus.recurring.pause("nightly-report")
+        """
+        return self.node.recurring
 
     async def head(self) -> Head:
         """Return the newest seq, the oldest kept, and the log's epoch."""

@@ -9,6 +9,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │   ├── InvalidTopic, InvalidPattern, InvalidPayload, InvalidEvent
     │   ├── PayloadTooLarge, BatchTooLarge (413)
     │   ├── InvalidGroup        the name of a group, or what is said about one
+    │   ├── InvalidRecurring    the name of a recurring event, or what is said about one
     │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413)
     │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
@@ -17,6 +18,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │       UnknownSubprotocol, LostHeartbeat
     ├── NotFound                no such event
     ├── GroupNotFound           no such group
+    ├── RecurringNotFound       no such recurring event
     ├── LeaseLost               what is to be settled is no longer the caller's
     ├── StoreError              the database did not do it
     │   └── StoreUnavailable (retry), SchemaOutdated
@@ -108,6 +110,12 @@ class InvalidGroup(InvalidInput):
     """The name of a group, or something that is said about a group, that cannot be used."""
 
     code = "group.invalid"
+
+
+class InvalidRecurring(InvalidInput):
+    """The name, the expression, the time zone or another part of a recurring event cannot be used."""
+
+    code = "recurring.invalid"
 
 
 class PayloadTooLarge(InvalidInput):
@@ -260,6 +268,13 @@ class GroupNotFound(EventBusError):
     """No group has this name."""
 
     code = "group.not_found"
+    status = 404
+
+
+class RecurringNotFound(EventBusError):
+    """No recurring event has this name."""
+
+    code = "recurring.not_found"
     status = 404
 
 

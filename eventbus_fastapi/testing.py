@@ -393,6 +393,7 @@ async def _sequence(eventbus: EventBus) -> None:
     """Let in what is due, and give all that is committed its place in the log."""
     eventbus.node._require_running()
     store = eventbus.node.store
+    await eventbus.node.recurrer.publish_due()
     while True:
         look = await store.peek()
         is_due = look.next_due is not None and look.next_due <= look.now

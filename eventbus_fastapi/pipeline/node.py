@@ -31,6 +31,8 @@ from eventbus_fastapi.pipeline.dispatcher import Dispatcher
 from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.pipeline.notifier import Notifier
 from eventbus_fastapi.pipeline.publisher import Publisher
+from eventbus_fastapi.pipeline.recurrer import Recurrer
+from eventbus_fastapi.pipeline.recurring import Recurring
 from eventbus_fastapi.pipeline.retention import Retention
 from eventbus_fastapi.pipeline.sequencer import Sequencer
 from eventbus_fastapi.pipeline.start import Start as Start  # for whoever asks a node to read from somewhere
@@ -40,6 +42,7 @@ from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
 from eventbus_fastapi.store.group import OrderedBy
+from eventbus_fastapi.store.recurring import Declaration
 from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class Node:
     def __init__(self, settings: Settings, engine: AsyncEngine | None = None) -> None:
         self.settings = settings
         self.store = open_store(settings, engine)
+        self._declared: dict[str, Declaration] = {}  # recurring events, over all starts
         self._running: dict[service.Stage, asyncio.Task[None]] = {}
         self._is_running = False
         self._starting: asyncio.Task[None] | None = None
@@ -88,6 +92,10 @@ class Node:
         self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
         self.consumers = Consumers(store.groups, open_subscription=self._open_for_group, lease=settings.lease)
         self.steward = Steward(store, require=self._require_running)
+        self.recurrer = Recurrer(store, self._declared, ring=self.sequencer.expect)
+        self.recurring = Recurring(
+            store, settings, self._declared, require=self._require_running, tell=self._on_recurring
+        )
         self._reads = asyncio.Semaphore(READS)
         self._subscriptions: set[Subscription] = set()
 
@@ -136,6 +144,7 @@ class Node:
         try:
             await self.store.start()
             self.dispatcher.tell((await self.store.head()).last_seq)
+            await self.recurrer.write_declared()
         except BaseException:
             await self.store.stop()
             raise
@@ -145,6 +154,7 @@ class Node:
             self.dispatcher,
             self.acknowledger,
             self.retention,
+            self.recurrer,
         ]
         if self.store.has_listener:
             stages.append(self.notifier)
@@ -398,6 +408,11 @@ class Node:
         """The log has grown."""
         self.sequencer.hear(last_seq)
         self.dispatcher.tell(last_seq)
+
+    def _on_recurring(self) -> None:
+        """Something was said about recurring events, or published of one."""
+        self.recurrer.bell.ring()
+        self.sequencer.expect()
 
     def _require_running(self) -> None:
         if not self._is_running:

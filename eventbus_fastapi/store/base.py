@@ -38,6 +38,7 @@ from eventbus_fastapi.store.dead_letters import DeadLetters
 from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
+from eventbus_fastapi.store.recurring import RecurringEvents
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query
 
 T = TypeVar("T")
@@ -98,6 +99,7 @@ class Store(LogReader):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self.groups = Groups(self)
         self.dead_letters = DeadLetters(self, self.groups)
+        self.recurring = RecurringEvents(self)
         self._renew_locks()
 
     def _renew_locks(self) -> None:
