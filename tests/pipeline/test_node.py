@@ -41,6 +41,7 @@ async def test_a_running_node_has_a_task_per_stage_and_a_stopped_one_has_none(op
         "eventbus-dispatcher",
         "eventbus-acknowledger",
         "eventbus-retention",
+        "eventbus-recurrer",
     }
     await node.stop()
     assert tasks() == set()
@@ -49,7 +50,7 @@ async def test_a_running_node_has_a_task_per_stage_and_a_stopped_one_has_none(op
 async def test_starting_and_stopping_twice_is_once(open_node: OpenNode) -> None:
     node = await open_node()
     await node.start()
-    assert len(tasks()) == 5
+    assert len(tasks()) == 6
     await node.stop()
     await node.stop()
     assert not node.is_running
