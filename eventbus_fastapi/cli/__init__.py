@@ -1,4 +1,4 @@
-"""The command `eventbus`: serve a bus, publish to it, follow it, look after its groups and its tables.
+"""The command `eventbus`: serve a bus, publish to it, follow it, look after groups, recurring events and tables.
 
 One module for each command; `terminal` is what they read, show and end with.
 """
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
 
-from eventbus_fastapi.cli import dead, groups, migrate, publish, serve, tail, terminal, worker
+from eventbus_fastapi.cli import dead, groups, migrate, publish, recurring, serve, tail, terminal, worker
 from eventbus_fastapi.version import VERSION
 
 commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
@@ -25,6 +25,7 @@ commands.command()(tail.tail)
 commands.add_typer(groups.groups, name="groups")
 commands.add_typer(dead.dead, name="dead")
 commands.command()(dead.retry)
+commands.add_typer(recurring.recurring, name="recurring")
 commands.add_typer(migrate.migrate, name="migrate")
 
 

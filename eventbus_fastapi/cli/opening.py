@@ -1,4 +1,4 @@
-"""What the commands for groups open: the database of a bus, which may be running elsewhere at the same time."""
+"""What the commands that look after a bus open: its database. The bus may be running elsewhere at the same time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from eventbus_fastapi.cli.options import is_missing_file, settings_of
 from eventbus_fastapi.errors import SettingsError, quote
 from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import open_store
+from eventbus_fastapi.store import Store, open_store
 from eventbus_fastapi.store.engines import parse_url
 
 T = TypeVar("T")
 
 
 def with_steward(database_url: str | None, work: Callable[[Steward], Awaitable[T]]) -> T:
-    """Do something with the groups of a database, and return what came of it. Nothing of a bus is started.
+    """Do something with the groups of a database, and return what came of it; see `with_store`."""
+    return with_store(database_url, lambda store, _: work(Steward(store)))
+
+
+def with_store(database_url: str | None, work: Callable[[Store, Settings], Awaitable[T]]) -> T:
+    """Do something with a database, and return what came of it. Nothing of a bus is started.
 
     Raises:
         SettingsError: there is no such file.
@@ -26,19 +31,20 @@ def with_steward(database_url: str | None, work: Callable[[Steward], Awaitable[T
     """
 
     async def run() -> T:
-        async with _open(settings_of(database_url=database_url)) as steward:
-            return await work(steward)
+        settings = settings_of(database_url=database_url)
+        async with _open(settings) as store:
+            return await work(store, settings)
 
     return asyncio.run(run())
 
 
 @contextlib.asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[Steward]:
+async def _open(settings: Settings) -> AsyncIterator[Store]:
     if is_missing_file(settings):
         raise SettingsError(f"there is no database at {quote(parse_url(settings.database_url).database)}")
     store = open_store(settings)
     try:
         await store.check()
-        yield Steward(store)
+        yield store
     finally:
         await store.stop()

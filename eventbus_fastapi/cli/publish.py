@@ -37,7 +37,7 @@ def publish(
     if url is not None and database_url is not None:
         raise typer.BadParameter("give --url or --database-url, not both")
     refuse_unknown_settings()
-    body, content_type = _read_payload(payload, as_json=as_json, as_text=as_text)
+    body, content_type = read_payload(payload, as_json=as_json, as_text=as_text)
     options: dict[str, Any] = {"key": key, "message_id": message_id, "ttl": ttl, "content_type": content_type}
     if database_url is None:
         receipt = asyncio.run(_publish_to(websocket_url(url), topic, body, options))
@@ -47,7 +47,7 @@ def publish(
     show(f"seq={receipt.seq} message_id={receipt.message_id}{duplicate}")
 
 
-def _read_payload(argument: str, *, as_json: bool, as_text: bool) -> tuple[bytes, str]:
+def read_payload(argument: str, *, as_json: bool, as_text: bool) -> tuple[bytes, str]:
     """Return the payload's bytes, as they are, and their content type."""
     body = read_stdin() if argument == "-" else os.fsencode(argument)
     if as_text:

@@ -64,13 +64,14 @@ def _write(message: Message) -> str:
     key = "" if message.key is None else f'"key":{encode_basestring(message.key)},'
     wire = message._wire = (
         f'"seq":{message.seq},"message_id":"{message.message_id}","topic":"{message.topic}",{key}'
-        f'{_write_payload(message.body, message.content_type)},"metadata":{{{_inner(message.metadata_json)}'
+        f'{payload_member(message.body, message.content_type)},"metadata":{{{_inner(message.metadata_json)}'
         f'"timestamp":{message.created_at // 1_000_000},"content_type":{_quoted(message.content_type)}}}}}'
     )
     return wire
 
 
-def _write_payload(body: bytes, content_type: str) -> str:
+def payload_member(body: bytes, content_type: str) -> str:
+    """Return the member of an object that holds a payload, `payload` or `payload_base64`."""
     kind = _kind(content_type)
     if kind != "bytes":
         try:
@@ -154,7 +155,7 @@ def draft_object(draft: Draft, *, durable: bool = True) -> str:
     delay = "" if draft.delay is None else f',"delay":{draft.delay / 1_000_000!r}'
     live = "" if durable else ',"durable":false'
     return (
-        f'{{"topic":"{draft.topic}",{_write_payload(draft.payload, draft.content_type)},'
+        f'{{"topic":"{draft.topic}",{payload_member(draft.payload, draft.content_type)},'
         f'"message_id":"{draft.message_id}","content_type":{_quoted(draft.content_type)}'
         f"{key}{metadata}{ttl}{delay}{live}}}"
     )

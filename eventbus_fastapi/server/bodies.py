@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -41,6 +42,38 @@ def parse_body(body: bytes, max_depth: int) -> Any:
         return codec.parse_json(body, max_depth=max_depth)
     except InvalidPayload as exc:
         raise InvalidRequest(f"the body cannot be used: {exc}") from exc
+
+
+async def read_object(
+    request: Request, limit: int, known: Collection[str], *, max_depth: int, is_optional: bool = False
+) -> Mapping[str, Any]:
+    """Return the object that a body is, which has none but the fields that are known.
+
+    `is_optional`: no body is an empty one.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge, InvalidRequest: see `read_body` and `parse_body`; or it is no such object.
+    """
+    text = await read_body(request, limit)
+    if is_optional and not text:
+        return {}
+    body = parse_body(text, max_depth)
+    if not isinstance(body, Mapping):
+        raise InvalidRequest(f"expected an object, got {fields.shown(body)}")
+    refuse_unknown(body, known)
+    return body
+
+
+def refuse_unknown(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse an object that has other fields.
+
+    Raises:
+        InvalidRequest: it has one.
+    """
+    for name in body:
+        if name not in known:
+            expected = f"expected {', '.join(sorted(known))}" if known else "expected no field"
+            raise InvalidRequest(f"unknown field {quote(name)}; {expected}")
 
 
 def json_answer(content: bytes | str, status: int = 200) -> Response:

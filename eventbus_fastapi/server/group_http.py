@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from fastapi import Path, Query, Request, Response
 from pydantic_core import to_json
 
-from eventbus_fastapi.errors import BadFrame, GroupNotFound, InvalidRequest, quote
+from eventbus_fastapi.errors import BadFrame, GroupNotFound, InvalidRequest
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.start import Start
 from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS, dead_filter
 from eventbus_fastapi.protocol import fields
 from eventbus_fastapi.protocol.commands import MAX_PATTERNS
-from eventbus_fastapi.server.bodies import json_answer, parse_body, read_body
+from eventbus_fastapi.server.bodies import json_answer, read_object, refuse_unknown
 from eventbus_fastapi.server.group_objects import (
     entry_object,
     group_object,
@@ -229,15 +229,8 @@ class GroupEndpoints:
         return True
 
     async def _body(self, request: Request, known: set[str], *, is_optional: bool = False) -> Mapping[str, Any]:
-        """Read an object that has none but the fields that are known."""
-        text = await read_body(request, self._node.settings.max_body)
-        if is_optional and not text:
-            return {}
-        body = parse_body(text, BODY_DEPTH)
-        if not isinstance(body, Mapping):
-            raise InvalidRequest(f"expected an object, got {fields.shown(body)}")
-        _refuse_unknown(body, known)
-        return body
+        limit = self._node.settings.max_body
+        return await read_object(request, limit, known, max_depth=BODY_DEPTH, is_optional=is_optional)
 
 
 POSITIONS = ("start", "after", "time")
@@ -279,7 +272,7 @@ def _read_seqs(seqs: list[Any]) -> list[int]:
 
 
 def _read_filter(given: Mapping[str, Any]) -> DeadFilter:
-    _refuse_unknown(given, FILTERS)
+    refuse_unknown(given, FILTERS)
     return _filter(
         _read_patterns(given),
         fields.string(given, "error"),
@@ -349,13 +342,6 @@ def _read_patterns(body: Mapping[str, Any]) -> list[str]:
     if len(patterns) > MAX_PATTERNS:
         raise InvalidRequest(f"field 'patterns': expected at most {MAX_PATTERNS}, got {len(patterns):,}")
     return [check_pattern(pattern) for pattern in patterns]
-
-
-def _refuse_unknown(body: Mapping[str, Any], known: set[str]) -> None:
-    for name in body:
-        if name not in known:
-            expected = f"expected {', '.join(sorted(known))}" if known else "expected no field"
-            raise InvalidRequest(f"unknown field {quote(name)}; {expected}")
 
 
 def _answer(content: Any, status: int = 200) -> Response:

@@ -178,6 +178,15 @@ PUBLISHED_EVENT: dict[str, Any] = {
     },
 }
 
+
+def json_body(schema: dict[str, Any], *, is_required: bool = True, **examples: JsonValue) -> dict[str, Any]:
+    shown = {name: {"value": value} for name, value in examples.items()}
+    return {"required": is_required, "content": {"application/json": {"schema": schema, "examples": shown}}}
+
+
+NO_BODY = json_body({"type": "object", "maxProperties": 0}, is_required=False, empty={})
+"""The content type is asked for all the same: a page of another site cannot send it without asking first."""
+
 PUBLISH_BODY: dict[str, Any] = {
     "required": True,
     "description": "One event, or a list of events that are published all or none, in order.",

@@ -15,7 +15,16 @@ from eventbus_fastapi.errors import (
     NotFound,
     UnsupportedMediaType,
 )
-from eventbus_fastapi.server.openapi import EVENT, MESSAGE_ID, SCHEMA, SEQ, STORE_PROBLEMS, LoggedEvent, examples_of
+from eventbus_fastapi.server.openapi import (
+    EVENT,
+    MESSAGE_ID,
+    SCHEMA,
+    SEQ,
+    STORE_PROBLEMS,
+    LoggedEvent,
+    examples_of,
+    json_body,
+)
 
 # FastAPI leaves out of examples what is null.
 _GROUP = "shop.send_welcome"
@@ -228,12 +237,7 @@ _POSITION: dict[str, Any] = {
 }
 
 
-def _json_body(schema: dict[str, Any], *, is_required: bool = True, **examples: JsonValue) -> dict[str, Any]:
-    shown = {name: {"value": value} for name, value in examples.items()}
-    return {"required": is_required, "content": {"application/json": {"schema": schema, "examples": shown}}}
-
-
-PUT_BODY = _json_body(
+PUT_BODY = json_body(
     {
         "title": "Declaration",
         "type": "object",
@@ -250,16 +254,14 @@ PUT_BODY = _json_body(
     full={"patterns": ["user.*", "order.#"], "start": "earliest", "ordered_by": "key", "max_attempts": 3},
     after_a_seq={"patterns": ["#"], "after": 0},
 )
-NO_BODY = _json_body({"type": "object", "maxProperties": 0}, is_required=False, empty={})
-"""The content type is asked for all the same: a page of another site cannot send it without asking first."""
-RESET_BODY = _json_body(
+RESET_BODY = json_body(
     {"title": "Position", "type": "object", "additionalProperties": False, "properties": _POSITION},
     earliest={"start": "earliest"},
     now={"start": "now"},
     seq={"after": 0},
     time={"time": "2026-01-01T00:00:00Z"},
 )
-CHOICE_BODY = _json_body(
+CHOICE_BODY = json_body(
     {
         "title": "Choice",
         "type": "object",

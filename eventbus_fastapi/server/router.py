@@ -19,13 +19,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
+from pydantic import BaseModel
 
 from eventbus_fastapi.errors import EventBusError
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.server import openapi, openapi_groups
+from eventbus_fastapi.server import openapi, openapi_groups, openapi_recurring
 from eventbus_fastapi.server.group_http import GroupEndpoints
 from eventbus_fastapi.server.http import Endpoints
 from eventbus_fastapi.server.problems import ProblemRoute
+from eventbus_fastapi.server.recurring_http import RecurringEndpoints
 from eventbus_fastapi.server.websocket import serve_websocket
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -87,6 +89,7 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         responses=openapi.documented(*openapi.READY_PROBLEMS),
     )
     _add_groups(add, GroupEndpoints(node))
+    _add_recurring(add, RecurringEndpoints(node))
     _tell_methods(router)
     return router
 
@@ -120,8 +123,8 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         responses=openapi.documented(*docs.PAGE_PROBLEMS),
     )
     changes: tuple[tuple[str, Callable[..., Any], dict[str, Any], tuple[EventBusError, ...]], ...] = (
-        ("pause", endpoints.pause_group, docs.NO_BODY, docs.CHANGE_PROBLEMS),
-        ("resume", endpoints.resume_group, docs.NO_BODY, docs.CHANGE_PROBLEMS),
+        ("pause", endpoints.pause_group, openapi.NO_BODY, docs.CHANGE_PROBLEMS),
+        ("resume", endpoints.resume_group, openapi.NO_BODY, docs.CHANGE_PROBLEMS),
         ("reset", endpoints.reset_group, docs.RESET_BODY, docs.RESET_PROBLEMS),
     )
     for verb, change, body, problems in changes:
@@ -195,6 +198,63 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         response_model=docs.ShownDeadLetter,
         responses=openapi.documented(*docs.GET_DEAD_PROBLEMS),
     )
+
+
+def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> None:
+    """Add the routes that look after recurring events."""
+    docs = openapi_recurring
+    path = "/recurring/{name}"
+    add(
+        "/recurring",
+        endpoints.list_recurring,
+        name="eventbus_list_recurring",
+        summary="Which events recur?",
+        response_model=docs.RecurringList,
+        responses=openapi.documented(*docs.LIST_PROBLEMS),
+    )
+    add(
+        path,
+        endpoints.put_recurring,
+        methods=["PUT"],
+        name="eventbus_put_recurring",
+        summary="Declare a recurring event",
+        response_model=docs.RecurringObject,
+        responses={
+            201: {"description": "It is new.", "model": docs.RecurringObject},
+            **openapi.documented(*docs.PUT_PROBLEMS),
+        },
+        openapi_extra={"requestBody": docs.PUT_BODY},
+    )
+    for verb, method, endpoint in (
+        ("get", "GET", endpoints.get_recurring),
+        ("delete", "DELETE", endpoints.delete_recurring),
+    ):
+        add(
+            path,
+            endpoint,
+            methods=[method],
+            name=f"eventbus_{verb}_recurring",
+            summary=f"{verb.capitalize()} a recurring event",
+            response_model=docs.RecurringObject,
+            responses=openapi.documented(*docs.GET_PROBLEMS),
+        )
+    changes: tuple[tuple[str, Callable[..., Any], type[BaseModel], int, tuple[EventBusError, ...]], ...] = (
+        ("pause", endpoints.pause_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
+        ("resume", endpoints.resume_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
+        ("run", endpoints.run_recurring, openapi.Published, 201, docs.RUN_PROBLEMS),
+    )
+    for verb, change, model, status, problems in changes:
+        add(
+            f"{path}/{verb}",
+            change,
+            methods=["POST"],
+            status_code=status,
+            name=f"eventbus_{verb}_recurring",
+            summary=f"{verb.capitalize()} a recurring event",
+            response_model=model,
+            responses=openapi.documented(*problems),
+            openapi_extra={"requestBody": openapi.NO_BODY},
+        )
 
 
 def _tell_methods(router: APIRouter) -> None:

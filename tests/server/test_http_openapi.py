@@ -24,6 +24,8 @@ from tests.server.asking import app_of, asking, bus_on
 Object = dict[str, Any]
 GROUP = "shop.send_welcome"
 """The group of the examples."""
+RECURRING = "nightly-report"
+"""The recurring event of the examples."""
 
 
 class Operation(NamedTuple):
@@ -109,6 +111,13 @@ def test_every_operation_has_a_name_a_tag_and_words(document: Object) -> None:
         ("GET", "/dead-letters/{group}/{seq}", "eventbus_get_dead_letter"),
         ("POST", "/dead-letters/retry", "eventbus_retry_dead_letters"),
         ("POST", "/dead-letters/discard", "eventbus_discard_dead_letters"),
+        ("GET", "/recurring", "eventbus_list_recurring"),
+        ("GET", "/recurring/{name}", "eventbus_get_recurring"),
+        ("PUT", "/recurring/{name}", "eventbus_put_recurring"),
+        ("DELETE", "/recurring/{name}", "eventbus_delete_recurring"),
+        ("POST", "/recurring/{name}/pause", "eventbus_pause_recurring"),
+        ("POST", "/recurring/{name}/resume", "eventbus_resume_recurring"),
+        ("POST", "/recurring/{name}/run", "eventbus_run_recurring"),
     }
     for operation in operations(document):
         assert operation.document["tags"] == ["eventbus"]
@@ -198,6 +207,7 @@ def path_of(operation: Operation, **chosen: Any) -> str:
 async def prepare(eventbus: EventBus) -> None:
     """Have some events, and a group with all that a group may have: an event that waits, and one that died."""
     await eventbus.publish_many([("user.created", {"id": 1}), ("chat.user1", "Hello"), ("image.added", b"\x89PNG")])
+    await eventbus.recurring.declare(RECURRING, "@daily", "report.requested", {"kind": "sales"})
     groups = eventbus.node.store.groups
     with contextlib.suppress(GroupNotFound):
         await groups.delete(GROUP)
@@ -242,6 +252,12 @@ async def prepare(eventbus: EventBus) -> None:
         ("GET", "/dead-letters/{group}/{seq}", f"/dead-letters/{GROUP}/2", None, 404),
         ("POST", "/dead-letters/retry", "/dead-letters/retry", {"group": GROUP}, 422),
         ("POST", "/dead-letters/discard", "/dead-letters/discard", {"group": "nobody", "seqs": [1]}, 404),
+        ("GET", "/recurring", "/recurring", None, 200),
+        ("GET", "/recurring/{name}", f"/recurring/{RECURRING}", None, 200),
+        ("PUT", "/recurring/{name}", "/recurring/new", {"cron": "@daily", "topic": "a", "payload": None}, 201),
+        ("PUT", "/recurring/{name}", f"/recurring/{RECURRING}", {"cron": "@daily", "topic": "a", "payload": 1}, 200),
+        ("DELETE", "/recurring/{name}", f"/recurring/{RECURRING}", None, 200),
+        ("POST", "/recurring/{name}/run", f"/recurring/{RECURRING}/run", {}, 201),
         ("POST", "/publish", "/publish", {"topic": "a..b", "payload": 1}, 422),
         ("POST", "/publish", "/publish", [{"topic": "a", "payload": 1}] * 1_001, 413),
         ("POST", "/publish", "/publish", {"topic": "a", "payload": "x" * 1_100_000}, 413),
@@ -307,6 +323,26 @@ PROBLEMS: list[tuple[str, str, str, int, Object]] = [
         {"json": {"group": GROUP, "filter": {"patterns": ["user.*x"]}}},
     ),
     ("POST", "/dead-letters/discard", "group.not_found", 404, {"json": {"group": "shop.nobody", "seqs": [1]}}),
+    ("GET", "/recurring/{name}", "recurring.not_found", 404, {"name": "nightly"}),
+    ("DELETE", "/recurring/{name}", "recurring.invalid", 422, {"name": "a b"}),
+    ("POST", "/recurring/{name}/pause", "request.invalid", 422, {"json": {"until": 1}}),
+    ("POST", "/recurring/{name}/run", "recurring.not_found", 404, {"name": "nightly", "json": {}}),
+    ("PUT", "/recurring/{name}", "request.invalid", 422, {"json": {"topic": "a", "payload": 1}}),
+    ("PUT", "/recurring/{name}", "topic.invalid", 422, {"json": {"cron": "@daily", "topic": "orders.", "payload": 1}}),
+    (
+        "PUT",
+        "/recurring/{name}",
+        "event.invalid",
+        422,
+        {"json": {"cron": "@daily", "topic": "a", "payload": 1, "key": ""}},
+    ),
+    (
+        "PUT",
+        "/recurring/{name}",
+        "payload.too_large",
+        413,
+        {"json": {"cron": "@daily", "topic": "a", "payload": "x" * 300_000}},
+    ),
 ]
 
 
