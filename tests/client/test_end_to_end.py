@@ -152,7 +152,9 @@ async def test_a_server_that_hangs_is_left_and_found_again(tmp_path: Path) -> No
 
 async def test_a_reader_that_was_cut_off_for_being_slow_sees_all(tmp_path: Path) -> None:
     async with serving_bus(tmp_path) as served:
-        config = ClientConfig(url=served.served.ws, window=10, reconnect_interval=0.01, proxy=None)
+        config = ClientConfig(
+            url=served.served.ws, window=10, reconnect_interval=0.01, max_reconnect_interval=0.05, proxy=None
+        )
         async with (
             EventBusClient(config) as client,
             client.subscribe("t", overflow="disconnect", buffer=20) as subscription,

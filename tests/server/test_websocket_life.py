@@ -168,7 +168,7 @@ async def test_a_client_that_never_pings_may_be_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["closes", "vanishes"])
 async def test_no_task_and_no_subscription_is_left_of_a_client_that(served: ServedBus, dialect: str, way: str) -> None:
     for _ in range(5):
-        async with served.plain() if dialect == "plain" else served.v1() as client:
+        async with served.plain(max_queue=None) if dialect == "plain" else served.v1() as client:
             for sub in range(3):
                 await client.send("subscribe", sub=sub, pattern="#", starting_seq=0)
                 await client.send("publish", data={"topic": "a", "payload": sub})
