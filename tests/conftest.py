@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.schema import Tables
 from tests.databases import KINDS, DatabaseFactory, kind_of, open_factory
+from tests.tables import TablePool, new_log, new_prefix
 
 hypothesis_settings.register_profile("default", deadline=None)  # a loaded machine is slow, not wrong
 hypothesis_settings.load_profile("default")
@@ -88,7 +87,40 @@ def shared_database(database_factory: Callable[[str], DatabaseFactory]) -> Itera
 @pytest.fixture
 def table_prefix() -> str:
     """A prefix that no other test has."""
-    return f"t{uuid4().hex[:12]}_"
+    return new_prefix()
+
+
+@pytest.fixture(scope="session")
+def table_pool(shared_database: Callable[[str], str]) -> Iterator[Callable[[str], TablePool]]:
+    """Return the tables in the shared database of a kind that tests use one after another."""
+    pools: dict[str, TablePool] = {}
+
+    def find(kind: str) -> TablePool:
+        if kind not in pools:
+            pools[kind] = TablePool(shared_database(kind))
+        return pools[kind]
+
+    yield find
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def lend_tables(
+    table_pool: Callable[[str], TablePool], shared_database: Callable[[str], str], tmp_path: Path
+) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Return settings that name tables on one of KINDS, as the migrations leave them, for this test alone."""
+    with contextlib.ExitStack() as stack:
+
+        def lend(kind: str) -> dict[str, Any]:
+            if kind == "sqlite":
+                return {"database_url": new_log(tmp_path / f"{new_prefix()}.db")}
+            pool = table_pool(kind)
+            tables = pool.take()
+            stack.callback(pool.give_back, tables)
+            return {"database_url": shared_database(kind), "table_prefix": tables.prefix}
+
+        yield lend
 
 
 @pytest.fixture
@@ -99,17 +131,9 @@ def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], s
 
 
 @pytest.fixture
-def own_tables(
-    request: pytest.FixtureRequest,
-    new_database: Callable[[str], str],
-    shared_database: Callable[[str], str],
-    table_prefix: str,
-) -> dict[str, Any]:
-    """Settings of a bus with tables of this test's own, which are not there yet, on each of KINDS in turn."""
-    kind: str = request.param
-    if kind == "sqlite":
-        return {"database_url": new_database(kind)}
-    return {"database_url": shared_database(kind), "table_prefix": table_prefix}
+def own_tables(request: pytest.FixtureRequest, lend_tables: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Settings of a bus with tables of this test's own, on each of KINDS in turn."""
+    return lend_tables(request.param)
 
 
 OpenBus = Callable[..., Awaitable[EventBus]]
@@ -126,8 +150,6 @@ async def open_bus(own_tables: dict[str, Any]) -> AsyncIterator[OpenBus]:
         await bus.start()
         return bus
 
-    where = Settings(**own_tables)
-    await migrations.run(where, Tables(where.table_prefix), migrations.upgrade)
     yield open_bus
     for bus in reversed(started):
         await bus.stop()

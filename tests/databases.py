@@ -78,15 +78,21 @@ class SQLiteFactory:
 
 
 class PostgreSQLFactory:
-    """A database is one of a server's; `url` names any database that may be connected to while others are made."""
+    """A database is one of a server's; `url` names any database that may be connected to while others are made.
 
-    def __init__(self, url: str) -> None:
+    Commits do not wait for the disk unless `outlives_crashes`: for tests in which the server itself is killed.
+    """
+
+    def __init__(self, url: str, *, outlives_crashes: bool = False) -> None:
         self._url = make_url(url).set(drivername="postgresql+asyncpg")
+        self._outlives_crashes = outlives_crashes
 
     def create(self) -> str:
         name = _new_name()
         # template0 is never connected to, so that two test runs on one server do not wait for each other.
         self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        if not self._outlives_crashes:
+            self._execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(name)))
         return _text(self._url.set(database=name))
 
     def drop(self, url: str) -> None:

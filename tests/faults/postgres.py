@@ -51,7 +51,8 @@ class PostgreSQL:
     @property
     def factory(self) -> PostgreSQLFactory:
         """Makes databases on it."""
-        return PostgreSQLFactory(f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres")
+        url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres"
+        return PostgreSQLFactory(url, outlives_crashes=True)
 
     def start(self) -> None:
         """Start it, and wait until it accepts connections."""

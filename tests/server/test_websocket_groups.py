@@ -13,9 +13,7 @@ from fastapi import FastAPI
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.group import DeadLetter
-from eventbus_fastapi.store.schema import Tables
 from tests.server.sockets import Peer, ServedBus, serving_bus
 from tests.serving import serving
 from tests.waiting import eventually
@@ -33,7 +31,6 @@ async def bus(tmp_path: Path) -> AsyncIterator[ServedBus]:
 async def open_node(own_tables: dict[str, Any]) -> AsyncIterator[NodeFactory]:
     """Serve a node of its own on the test's tables."""
     settings = Settings(**own_tables)
-    await migrations.run(settings, Tables(settings.table_prefix), migrations.upgrade)
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_node() -> ServedBus:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Store, migrations
-from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store import Store
 from tests.databases import as_psycopg
 from tests.store.variants import VARIANTS, Variant, make_store
 
@@ -26,17 +25,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def place(
-    variant: Variant,
-    new_database: Callable[[str], str],
-    shared_database: Callable[[str], str],
-    table_prefix: str,
-) -> dict[str, Any]:
+def place(variant: Variant, lend_tables: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """Settings that say where the test's tables are: a file, or tables of its own on a server."""
-    if variant.kind == "sqlite":
-        return {"database_url": new_database("sqlite")}
-    url = shared_database(variant.kind)
-    return {"database_url": as_psycopg(url) if variant.driver == "psycopg" else url, "table_prefix": table_prefix}
+    lent = lend_tables(variant.kind)
+    if variant.driver == "psycopg":
+        return {**lent, "database_url": as_psycopg(lent["database_url"])}
+    return lent
 
 
 @pytest.fixture
@@ -50,8 +44,6 @@ async def open_another(variant: Variant, place: dict[str, Any]) -> AsyncIterator
         await store.start()
         return store
 
-    tables = Tables(Settings(**place).table_prefix)
-    await migrations.run(Settings(**place), tables, migrations.upgrade)
     yield open_another
     for store in stores:
         await store.stop()

@@ -21,6 +21,7 @@ from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 from tests.store.servers import end_sessions, unreachable
 from tests.store.variants import Variant, make_store
+from tests.tables import new_prefix
 from tests.waiting import eventually
 
 on_servers = pytest.mark.databases("postgresql", "mysql")
@@ -43,7 +44,7 @@ async def head_lock(store: Store) -> AsyncIterator[AsyncConnection]:
 
 @on_servers
 async def test_without_tables_starting_names_the_command_to_run(variant: Variant, place: dict[str, Any]) -> None:
-    store = make_store(variant, Settings(**place))
+    store = make_store(variant, Settings(**{**place, "table_prefix": new_prefix()}))
     with pytest.raises(SchemaOutdated, match=r"run `eventbus migrate upgrade`"):
         await store.start()
     await store.stop()

@@ -13,8 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.errors import SettingsError, StoreError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Ack, Outbox, Store, migrations, open_store
-from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store import Ack, Outbox, Store, open_store
 from tests.drafts import draft, drafts
 from tests.pipeline.reading import read_payloads
 from tests.store.servers import administrator
@@ -23,8 +22,8 @@ OpenStore = Callable[..., Awaitable[Store]]
 
 
 @pytest.fixture
-def place(shared_database: Callable[[str], str], table_prefix: str) -> dict[str, Any]:
-    return {"database_url": shared_database("mysql"), "table_prefix": table_prefix}
+def place(lend_tables: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return lend_tables("mysql")
 
 
 @pytest.fixture
@@ -38,7 +37,6 @@ async def open_on(place: dict[str, Any]) -> AsyncIterator[OpenStore]:
         await store.start()
         return store
 
-    await migrations.run(Settings(**place), Tables(place["table_prefix"]), migrations.upgrade)
     yield open_on
     for store in stores:
         await store.stop()
@@ -110,7 +108,6 @@ async def test_on_an_engine_of_the_programs_own_nothing_waits_for_an_open_transa
 
 async def test_an_engine_that_commits_each_statement_alone_is_refused(place: dict[str, Any]) -> None:
     engine = create_async_engine(place["database_url"], isolation_level="AUTOCOMMIT")
-    await migrations.run(Settings(**place), Tables(place["table_prefix"]), migrations.upgrade)
     with pytest.raises(SettingsError, match="AUTOCOMMIT"):
         await open_store(Settings(**place), engine).start()
     await engine.dispose()
