@@ -10,6 +10,7 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │   ├── PayloadTooLarge, BatchTooLarge (413)
     │   ├── InvalidGroup        the name of a group, or what is said about one
     │   ├── InvalidRecurring    the name of a recurring event, or what is said about one
+    │   ├── InvalidQueue        the name of a queue, or what is said about one while it runs
     │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413)
     │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
@@ -116,6 +117,12 @@ class InvalidRecurring(InvalidInput):
     """The name, the expression, the time zone or another part of a recurring event cannot be used."""
 
     code = "recurring.invalid"
+
+
+class InvalidQueue(InvalidInput):
+    """The name of a queue, or something that is said about a queue while it runs, that cannot be used."""
+
+    code = "queue.invalid"
 
 
 class PayloadTooLarge(InvalidInput):

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from eventbus_fastapi.errors import EventBusError, GroupNotFound, NotRunning, SubscriptionClosed
+from eventbus_fastapi.errors import EventBusError, GroupNotFound, NotRunning, SubscriptionClosed, quote
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.pipeline.channel import Batch, Gap
@@ -163,6 +163,15 @@ class Consumer:
         self._after(delivery, settled)
         self._settler.forget(delivery)
 
+    def give_back(self) -> None:
+        """Give back what was claimed and not taken yet."""
+        for waiting in self._behind.values():
+            while waiting:
+                self._settler.settle(waiting.popleft(), Release())
+        for delivery in self._ready:
+            self.settle(delivery, Release())
+        self._ready.clear()
+
     async def note(self, look: Look) -> None:
         """Learn how the group is, every now and then.
 
@@ -282,7 +291,10 @@ class Consumer:
         """The group is not as this node knows it: learn how it is."""
         before = self.group
         try:
-            self.group = await self._groups.get_by_id(before.id)
+            group = await self._groups.get_by_id(before.id)
+            if group.name != before.name:  # SQLite gives the id of a group that was deleted to the next
+                raise GroupNotFound(f"the group {quote(before.name)} was deleted")
+            self.group = group
         except GroupNotFound as exc:
             self._end(exc)
             raise

@@ -7,6 +7,9 @@ A queue serves some handlers with a number of runners. A puller takes no more th
 how long its handler has taken so far, so that an event does not wait behind a slow one while another node is idle. Of
 several handlers that have events ready, the one with the highest priority is served first.
 
+Operators pause a queue or change the number of its runners while it is served; the foreman brings what they say. A
+pause gives back what has not begun. Runners that are too many end after what they do.
+
 A handler that asks for the bus's transaction has its effects and its ack in one commit: its events are claimed one by
 one, so that each ack is a row of its own.
 
@@ -20,7 +23,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -33,13 +36,17 @@ from eventbus_fastapi.errors import (
     NotRunning,
     StoreUnavailable,
 )
+from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.consumer import Consumer
 from eventbus_fastapi.pipeline.delivery import Delivery, Release
 from eventbus_fastapi.pipeline.executor import Executor
+from eventbus_fastapi.pipeline.foreman import Foreman
 from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze
 from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.store.queues import Control
+from eventbus_fastapi.store.roster import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,13 @@ class Worker:
         self._executor = executor
         self._engine = engine
         self._pools: list[_Pool] = []
+        self._foreman: Foreman | None = None
+        self._running: dict[service.Stage, asyncio.Task[None]] = {}
+
+    @property
+    def is_alive(self) -> bool:
+        """True while all that takes events still does, or ends as it was told to."""
+        return all(pool.is_alive for pool in self._pools) and not any(task.done() for task in self._running.values())
 
     async def start(self, handlers: Iterable[Handler], queues: Callable[[str], Queue] = Queue) -> None:
         """Serve handlers; `queues` says of each queue, by its name, how.
@@ -70,20 +84,12 @@ class Worker:
         for handler in handlers:
             by_queue.setdefault(handler.queue, []).append(handler)
         await self._executor.prepare(handler for served in by_queue.values() for handler in served)
-        for name, served in by_queue.items():
-            queue = queues(name)
-            pool = _Pool(self, queue)
-            self._pools.append(pool)
-            for handler in served:
-                consumer = await self._node.consume(
-                    handler.group,
-                    handler.patterns,
-                    ordered_by=handler.ordered_by,
-                    max_attempts=handler.max_attempts,
-                    is_declared=True,
-                    poll_interval=queue.poll_interval,
-                )
-                pool.serve(handler, consumer)
+        self._pools = [_Pool(self, queues(name), served) for name, served in by_queue.items()]
+        self._foreman = Foreman(self._node.store, self._node.consumers.owner, self._pools)
+        await self._foreman.run_once()  # before anything is taken of a queue that is paused
+        self._running = {self._foreman: service.start(self._foreman)}
+        for pool in self._pools:
+            await pool.serve()
 
     def shutdown(self) -> None:
         """Take no more events, and give back those that have not begun."""
@@ -93,8 +99,24 @@ class Worker:
     async def join(self, timeout: float) -> bool:
         """Wait until nothing runs any more, cancel what does after `timeout` seconds; return whether all was done."""
         self.shutdown()
-        pools, self._pools = self._pools, []
-        return all(await asyncio.gather(*(pool.stop(timeout) for pool in pools)))
+        is_done = all(await asyncio.gather(*(pool.stop(timeout) for pool in self._pools)))
+        self._pools = []
+        await service.end(self._running)
+        self._running = {}
+        if self._foreman is not None:
+            await self._foreman.leave()
+        return is_done
+
+    async def consume(self, handler: Handler, queue: Queue) -> Consumer:
+        """Declare the group of a handler, and serve it."""
+        return await self._node.consume(
+            handler.group,
+            handler.patterns,
+            ordered_by=handler.ordered_by,
+            max_attempts=handler.max_attempts,
+            is_declared=True,
+            poll_interval=queue.poll_interval,
+        )
 
     async def run(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> None:
         """Handle one delivery and settle it."""
@@ -163,6 +185,8 @@ class _Served:
         """How long it takes, smoothed; None: not known yet."""
         self.queued = 0
         """Jobs that wait for a runner."""
+        self.is_gone = False
+        """True once the group was deleted."""
 
     def is_before(self, other: _Served) -> bool:
         return self.handler.priority > other.handler.priority
@@ -178,31 +202,84 @@ Job = tuple[int, int, _Served, Delivery]
 class _Pool:
     """The runners of a queue, and who fills it."""
 
-    def __init__(self, worker: Worker, queue: Queue) -> None:
+    def __init__(self, worker: Worker, queue: Queue, handlers: Sequence[Handler]) -> None:
+        self.name = queue.name
         self._worker = worker
         self._queue = queue
+        self._handlers = handlers
         self._served: list[_Served] = []
         self._jobs: asyncio.PriorityQueue[Job] = asyncio.PriorityQueue()
         self._number = itertools.count()
         self._room = asyncio.Event()
         self._busy = 0
+        self._is_paused = False
+        self._is_ending = False
         self._pullers: list[asyncio.Task[None]] = []
-        self._runners = [
-            _start(self._run(), f"eventbus-runner-{queue.name}-{number}") for number in range(queue.workers)
-        ]
+        self._size = queue.workers
+        self._runners: set[asyncio.Task[None]] = set()
+        self._idle: set[asyncio.Task[None]] = set()
+        self._fit()
 
-    def serve(self, handler: Handler, consumer: Consumer) -> None:
-        served = _Served(handler, consumer)
-        self._served.append(served)
-        self._pullers.append(_start(self._pull(served), f"eventbus-puller-{handler.group}"))
+    async def serve(self) -> None:
+        """Take events for the handlers from now on."""
+        for handler in self._handlers:
+            served = _Served(handler, await self._worker.consume(handler, self._queue))
+            self._served.append(served)
+            self._pullers.append(_start(self._pull(served), f"eventbus-puller-{handler.group}"))
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_ending or not any(puller.done() for puller in self._pullers)
+
+    def serving(self) -> Serving:
+        """Tell how the queue is served now."""
+        groups = tuple(handler.group for handler in self._handlers)
+        return Serving(self._size, self._busy, self._is_paused, groups)
+
+    # --- what operators say ---
+
+    def control(self, control: Control) -> bool:
+        """Do as operators say; return whether that has changed anything."""
+        before = self._size, self._is_paused
+        self._size = control.workers or self._queue.workers
+        self._is_paused = control.is_paused
+        if self._size < before[0] or self._is_paused > before[1]:
+            self._give_back()
+        self._runners = {runner for runner in self._runners if not runner.done()}
+        self._fit()
+        if (self._size, self._is_paused) == before:
+            return False
+        self._room.set()
+        paused = ", paused" if self._is_paused else ""
+        logger.info("queue %s is served by %d workers%s", self.name, self._size, paused)
+        return True
+
+    def _fit(self) -> None:
+        """Have as many runners as the queue is to have; of those that are too many, the busy ones end by themselves."""
+        for _ in range(self._size - len(self._runners)):
+            self._runners.add(_start(self._run(), f"eventbus-runner-{self.name}-{next(self._number)}"))
+        for runner in [*self._idle][: max(0, len(self._runners) - self._size)]:
+            runner.cancel()  # it takes no job with it: one that it was woken for wakes another
+            self._runners.discard(runner)
+            self._idle.discard(runner)
+
+    def _give_back(self) -> None:
+        """Give back what has not begun."""
+        while not self._jobs.empty():
+            _, _, served, delivery = self._jobs.get_nowait()
+            served.queued -= 1
+            served.consumer.settle(delivery, Release())
+        for served in self._served:
+            served.consumer.give_back()
+
+    # --- life ---
 
     def end_pulling(self) -> None:
         """Take nothing more, and give back what has not begun."""
+        self._is_ending = True
         for puller in self._pullers:
             puller.cancel()
-        while not self._jobs.empty():
-            _, _, served, delivery = self._jobs.get_nowait()
-            served.consumer.settle(delivery, Release())
+        self._give_back()
 
     async def stop(self, grace: float) -> bool:
         is_done = True
@@ -215,12 +292,12 @@ class _Pool:
                     await self._room.wait()
         except TimeoutError:
             is_done = False
-            logger.warning("gave back %d events of queue %s that were not done in time", self._busy, self._queue.name)
+            logger.warning("gave back %d events of queue %s that were not done in time", self._busy, self.name)
         for runner in self._runners:
             runner.cancel()
         _, hanging = await asyncio.wait(self._runners, timeout=CANCEL_GRACE)
         if hanging:
-            logger.error("%d handlers of queue %s do not end though cancelled", len(hanging), self._queue.name)
+            logger.error("%d handlers of queue %s do not end though cancelled", len(hanging), self.name)
         await asyncio.gather(*(self._worker.give_back(served.consumer) for served in self._served))
         return is_done
 
@@ -229,6 +306,8 @@ class _Pool:
         failures = 0
         while True:
             try:
+                if served.is_gone:
+                    served = await self._serve_anew(served)
                 deliveries = await served.consumer.take(partial(self._wanted, served))
             except StoreUnavailable as exc:
                 if failures == 0:
@@ -236,9 +315,13 @@ class _Pool:
                 failures += 1
                 await asyncio.sleep(pauses.delay(failures))
                 continue
-            except (GroupNotFound, NotRunning) as exc:
-                logger.warning("%s is not served any more: %s", served.handler.group, exc)
+            except GroupNotFound:
+                served.is_gone = True
                 self._room.set()  # those of a lower priority may have waited for us
+                continue
+            except NotRunning as exc:
+                logger.warning("%s is not served any more: %s", served.handler.group, exc)
+                self._room.set()
                 return
             except EventBusError:
                 logger.exception("%s cannot take events", served.handler.group)
@@ -246,6 +329,11 @@ class _Pool:
                 await asyncio.sleep(pauses.delay(failures))
                 continue
             failures = 0
+            if self._is_paused:  # since it began to take
+                for delivery in deliveries:
+                    served.consumer.settle(delivery, Release())
+                served.consumer.give_back()
+                deliveries = []
             if not deliveries:
                 self._room.clear()
                 await self._room.wait()
@@ -255,25 +343,44 @@ class _Pool:
             served.queued += len(deliveries)
             self._room.set()  # those of a lower priority may have waited for us
 
+    async def _serve_anew(self, served: _Served) -> _Served:
+        """The group was deleted: serve one that is declared anew, if nobody has done so before, and reads from now."""
+        consumer = await self._worker.consume(served.handler, self._queue)
+        group = consumer.group
+        logger.warning("group %s was deleted; it is served again, from after seq %d", group.name, group.cursor)
+        renewed = _Served(served.handler, consumer)
+        renewed.seconds = served.seconds
+        self._served[self._served.index(served)] = renewed
+        await self._worker.give_back(served.consumer)
+        return renewed
+
     def _wanted(self, served: _Served) -> int:
         """Return how many more events of a handler may wait for a runner."""
+        if self._is_paused:
+            return 0
         if any(each.is_before(served) and each.consumer.has_work for each in self._served):
             return 0
-        free = self._queue.workers - self._busy - self._jobs.qsize()
+        free = self._size - self._busy - self._jobs.qsize()
         if served.handler.is_transactional:
             return min(1, free)
         if served.seconds is None:
             return min(free, self._queue.batch_size)
         batch = self._queue.batch_size
-        soon = min(int(AHEAD * self._queue.workers / max(served.seconds, 1e-6)), 2 * batch)
+        soon = min(int(AHEAD * self._size / max(served.seconds, 1e-6)), 2 * batch)
         wanted = min(batch, max(free, soon - served.queued))
         # A claim costs the same whatever it takes: many small ones would be slow where the handler is fast.
         return wanted if free > 0 or 2 * wanted >= min(batch, soon) else 0
 
     async def _run(self) -> None:
         done = 0
-        while True:
-            _, _, served, delivery = await self._jobs.get()
+        runner = asyncio.current_task()
+        assert runner is not None
+        while len(self._runners) <= self._size:
+            self._idle.add(runner)
+            try:
+                _, _, served, delivery = await self._jobs.get()
+            finally:
+                self._idle.discard(runner)
             served.queued -= 1
             if not delivery.is_lost:
                 await self._handle(served, delivery)
@@ -281,6 +388,7 @@ class _Pool:
             done += 1
             if done % TURN == 0:
                 await asyncio.sleep(0)
+        self._runners.discard(runner)
 
     async def _handle(self, served: _Served, delivery: Delivery) -> None:
         clock = asyncio.get_running_loop().time

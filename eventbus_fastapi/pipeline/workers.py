@@ -43,6 +43,11 @@ class Workers:
         return self._worker is not None
 
     @property
+    def is_alive(self) -> bool:
+        """True while the workers run and each part of them does; a database that is away changes nothing of it."""
+        return self._worker is not None and self._worker.is_alive
+
+    @property
     def groups(self) -> list[str]:
         """The groups that are served now."""
         return self._served if self._worker is not None else []

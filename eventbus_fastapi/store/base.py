@@ -37,8 +37,10 @@ from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.dead_letters import DeadLetters
 from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.groups import Groups
+from eventbus_fastapi.store.queues import Queues
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
 from eventbus_fastapi.store.recurring import RecurringEvents
+from eventbus_fastapi.store.roster import Roster
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query
 
 T = TypeVar("T")
@@ -100,6 +102,8 @@ class Store(LogReader):
         self.groups = Groups(self)
         self.dead_letters = DeadLetters(self, self.groups)
         self.recurring = RecurringEvents(self)
+        self.queues = Queues(self)
+        self.roster = Roster(self)
         self._renew_locks()
 
     def _renew_locks(self) -> None:

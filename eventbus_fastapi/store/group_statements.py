@@ -131,6 +131,7 @@ class GroupStatements:
                 group.c.cursor == _big("expected"),
                 group.c.patterns == bindparam("expected_patterns", type_=Text),
                 func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
+                group.c.name == bindparam("expected_name", type_=Text),
                 group.c.paused_at.is_(None),
             )
             .values(cursor=_big("cursor"))

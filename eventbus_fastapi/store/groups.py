@@ -148,8 +148,9 @@ class Groups:
         """Return how a group is doing."""
         parameters = {"group_id": group.id}
         async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self.sql.figures, parameters)).first()
+            # First the leases: what fails in between goes from them to the retries, never back, and is not missed.
             pendings = (await connection.execute(self.sql.pendings, parameters)).scalars().all()
+            row = (await connection.execute(self.sql.figures, parameters)).first()
         if row is None:
             raise GroupNotFound(f"no group {quote(group.name)}")
         in_flight = sum(len(decode_seqs(pending)) for pending in pendings)
@@ -265,7 +266,7 @@ class Groups:
                     self.sql.lock_group if is_ordered else self.sql.read_group_by_id, {"group_id": group.id}
                 )
             ).first()
-            if row is None or row.paused_at is not None:
+            if row is None or row.name != group.name or row.paused_at is not None:
                 return [], False
             # First the keys: what fails between the two statements goes from the leases to the retries, never back.
             taken = await self._keys_in_flight(connection, group.id) if is_ordered else set()
@@ -655,6 +656,7 @@ def expected(group: Group) -> dict[str, Any]:
         "expected": group.cursor,
         "expected_patterns": _patterns(group.patterns),
         "expected_order": group.ordered_by or "",
+        "expected_name": group.name,  # SQLite gives the id of a group that was deleted to the next
     }
 
 

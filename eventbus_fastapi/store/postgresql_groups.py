@@ -92,6 +92,7 @@ class FastGroupStatements:
                 group.c.cursor == bindparam("expected", type_=BigInteger),
                 group.c.patterns == bindparam("expected_patterns", type_=Text),
                 func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
+                group.c.name == bindparam("expected_name", type_=Text),
                 group.c.paused_at.is_(None),
             )
             .values(cursor=bindparam("cursor", type_=BigInteger))

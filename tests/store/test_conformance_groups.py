@@ -208,6 +208,23 @@ async def test_a_group_that_is_deleted_during_a_claim_leaves_nothing(open_anothe
     assert await store.groups.floor() is None
 
 
+async def test_who_knows_a_deleted_group_takes_nothing_of_the_one_that_has_its_id_now(
+    store: Store, groups: Groups
+) -> None:
+    messages = await fill(store, "a", "b")
+    group = await groups.ensure("new", ["#"], after=0)
+    deleted = group._replace(name="deleted")
+    held = await claim(groups, group, messages[:1])
+    await groups.settle([Settlement(group.id, held.token, again=[again(1)], pending=())])
+    now = await groups.get("new")
+
+    assert await groups.claim(deleted._replace(cursor=1), messages[1:], up_to=2, owner="one", lease=LEASE) is None
+    assert await hold(groups, deleted) == []
+
+    assert await groups.get("new") == now
+    assert seqs(await hold(groups, now)) == [1]
+
+
 async def test_a_deleted_group_leaves_nothing(store: Store, groups: Groups) -> None:
     group = await groups.ensure("g", ["#"], after=0)
     messages = await fill(store, "a", "b", "c")
