@@ -44,6 +44,7 @@ DELIVERY = DOCS / "delivery.md"
 GROUPS = DOCS / "groups.md"
 GROWING = DOCS / "growing.md"
 MIGRATIONS = DOCS / "migrations.md"
+RECURRING = DOCS / "recurring.md"
 WORKERS = DOCS / "workers.md"
 PAGES = [
     *CHECKOUT.glob("*.md"),
@@ -254,15 +255,28 @@ async def test_the_commands_of_groups_md_print_what_it_shows(database_url: str, 
             assert masked(out.decode().strip()) == masked(dialogue.output)
 
 
-def test_the_requests_of_groups_md_are_those_of_the_router() -> None:
+@pytest.mark.parametrize(("page", "prefixes"), [(GROUPS, ("/groups", "/dead-letters")), (RECURRING, ("/recurring",))])
+def test_the_requests_of_a_page_are_those_of_the_router(page: Path, prefixes: tuple[str, ...]) -> None:
     paths = served(EventBus("sqlite+aiosqlite://")).openapi()["paths"]
     expected = {
-        f"{method.upper()} {path}"
-        for path, methods in paths.items()
-        for method in methods
-        if path.startswith(("/groups", "/dead-letters"))
+        f"{method.upper()} {path}" for path, methods in paths.items() for method in methods if path.startswith(prefixes)
     }
-    assert {row.split("`")[1] for row in documents.rows(GROUPS, "| request | does |")} == expected
+    assert {row.split("`")[1] for row in documents.rows(page, "| request | does |")} == expected
+
+
+async def test_the_code_of_recurring_md_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the program as it is shown, when its event is run, then its handler is called; what is made is deleted."""
+    monkeypatch.chdir(tmp_path)
+    printed: list[str] = []
+    namespace: dict[str, Any] = {"__name__": "shown", "print": lambda *words: printed.append(str(words[0]))}
+    for block in documents.python_blocks(RECURRING):
+        await documents.run(block, namespace)
+    eventbus: EventBus = namespace["eventbus"]
+    assert sorted(printed) == ["nightly-report", "ping"]
+    async with eventbus:
+        assert [event.name for event in await eventbus.recurring.all()] == ["nightly-report"]
+        await eventbus.recurring.run("nightly-report")
+        await eventually(lambda: printed[-1].startswith("sales report of 20"))
 
 
 async def kill_some(eventbus: EventBus) -> None:
