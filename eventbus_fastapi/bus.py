@@ -40,6 +40,7 @@ from eventbus_fastapi.store import (
     close_engine,
     create_session_engine,
 )
+from eventbus_fastapi.store.limits import RateLimit, limit_period
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -309,6 +310,22 @@ class EventBus:
             InvalidHandler: a value is out of its range.
         """
         self.workers.describe(Queue(name, workers, batch_size, poll_interval, archive))
+
+    def rate_limit(self, name: str, permits: int, *, per: float | timedelta) -> None:
+        """Say how often attempts of the handlers with `rate_limit=name` may begin, over all processes.
+
+        In no period, wherever it begins, more than `permits` attempts are taken; those that may not begin yet stay
+        where they are, and cost no attempt. The limit is kept in the store from the workers' next start on; where two
+        programs say something else, what was said last holds.
+
+        Args:
+            permits: attempts in a period, from 1 to 1,000,000.
+            per: the period, seconds or a timedelta.
+
+        Raises:
+            InvalidGroup: it cannot be a limit.
+        """
+        self.workers.limit(RateLimit(name, permits, limit_period(name, per)))
 
     def listener(self, *wanted: str | type[Event]) -> Callable[[F], F]:
         """Register the function below to be called by `emit`, in this process; see `Listeners.listener`."""

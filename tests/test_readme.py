@@ -255,7 +255,9 @@ async def test_the_commands_of_groups_md_print_what_it_shows(database_url: str, 
             assert masked(out.decode().strip()) == masked(dialogue.output)
 
 
-@pytest.mark.parametrize(("page", "prefixes"), [(GROUPS, ("/groups", "/dead-letters")), (RECURRING, ("/recurring",))])
+@pytest.mark.parametrize(
+    ("page", "prefixes"), [(GROUPS, ("/groups", "/rate-limits", "/dead-letters")), (RECURRING, ("/recurring",))]
+)
 def test_the_requests_of_a_page_are_those_of_the_router(page: Path, prefixes: tuple[str, ...]) -> None:
     paths = served(EventBus("sqlite+aiosqlite://")).openapi()["paths"]
     expected = {

@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
 
-from eventbus_fastapi.cli import dead, groups, migrate, publish, recurring, serve, tail, terminal, worker
+from eventbus_fastapi.cli import dead, groups, limits, migrate, publish, recurring, serve, tail, terminal, worker
 from eventbus_fastapi.version import VERSION
 
 commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
@@ -26,6 +26,7 @@ commands.add_typer(groups.groups, name="groups")
 commands.add_typer(dead.dead, name="dead")
 commands.command()(dead.retry)
 commands.add_typer(recurring.recurring, name="recurring")
+commands.add_typer(limits.limits, name="limits")
 commands.add_typer(migrate.migrate, name="migrate")
 
 

@@ -85,6 +85,7 @@ class Consumer:
         self._filling: asyncio.Task[None] | None = None
         self._ending: EventBusError | None = None
         self._retry_at: float | None = 0.0  # in the loop's time; at first it is not known
+        self._room_at: float | None = None  # when a limit of the group may have room again; None: it may have now
         self._passed_over_at = 0.0
         self._is_claiming = False
         self._is_passing_over = False
@@ -151,7 +152,8 @@ class Consumer:
     def settle(self, delivery: Delivery, settled: Settled) -> None:
         """Take the outcome of a delivery; it is written soon."""
         self._after(delivery, settled)
-        self._settler.settle(delivery, settled)
+        # What a limit of the group counts is what the store has; others may wait for it.
+        self._settler.settle(delivery, settled, is_urgent=self.group.max_in_flight is not None)
 
     def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
         """Take the outcome of a delivery; return a future that is set after the commit. See `Settler`."""
@@ -172,21 +174,22 @@ class Consumer:
             self.settle(delivery, Release())
         self._ready.clear()
 
-    async def note(self, look: Look) -> None:
-        """Learn how the group is, every now and then.
-
-        Where it was deleted, whoever takes is told.
-        """
-        with suppress(GroupNotFound):
-            await self._note(look)
-
-    async def _note(self, look: Look) -> None:
+    async def note(self, look: Look | None) -> None:
+        """Learn how the group is, every now and then; None: it was deleted. Whoever takes is told of that."""
         if self._ending is not None:
             return
+        with suppress(GroupNotFound):
+            if look is None:
+                await self._look_again()
+            else:
+                await self._note(look)
+
+    async def _note(self, look: Look) -> None:
         clock = asyncio.get_running_loop().time
         if look.retry_due is not None:
             self._expect_retry(clock() + (look.retry_due - look.now) / 1_000_000)
-        if look.is_paused != self.group.is_paused or (look.cursor != self.group.cursor and not self._is_claiming):
+        is_elsewhere = look.group.cursor != self.group.cursor and not self._is_claiming
+        if is_elsewhere or look.group._replace(cursor=0, lost=0) != self.group._replace(cursor=0, lost=0):
             await self._look_again()
         elif not self._buffer and not self._is_claiming:
             passed = self._reached - self.group.cursor
@@ -198,7 +201,7 @@ class Consumer:
 
     @property
     def _can_claim(self) -> bool:
-        return not self.group.is_paused and (bool(self._buffer) or self._is_retry_due())
+        return not self.group.is_paused and self._may_have_room() and (bool(self._buffer) or self._is_retry_due())
 
     @property
     def _reached(self) -> int:
@@ -210,6 +213,11 @@ class Consumer:
         taken = [delivery for delivery in taken if not delivery.is_lost]
         self._out.update(taken)
         return taken
+
+    def _may_have_room(self) -> bool:
+        if self._room_at is not None and self._room_at <= asyncio.get_running_loop().time():
+            self._room_at = None
+        return self._room_at is None
 
     def _is_retry_due(self) -> bool:
         return self._retry_at is not None and self._retry_at <= asyncio.get_running_loop().time()
@@ -230,6 +238,11 @@ class Consumer:
             filling.exception()  # whoever still waits for it is told
 
     async def _hold(self, limit: int) -> None:
+        if self.group.is_limited:
+            room = await self._groups.room(self.group, limit)
+            if room.events == 0:
+                self._room_at = asyncio.get_running_loop().time() + room.wait / 1_000_000
+                return
         if self._is_retry_due():
             await self._hold_retries(limit)
         if not self._ready and self._buffer:
@@ -264,14 +277,15 @@ class Consumer:
         claim = await self._claim(messages, up_to)
         if claim is not None:
             held = set(claim.seqs)
+            claimed = [message for message in messages if message.seq <= claim.up_to]
             self._receive(
                 [
                     Delivery(message, group_id=self.group.id, token=claim.token)
-                    for message in messages
+                    for message in claimed
                     if message.seq in held
                 ]
             )
-            if len(held) < len(messages):
+            if len(held) < len(claimed):
                 self._expect_retry(0.0)  # some wait for others of their keys
 
     async def _claim(self, messages: Sequence[Message], up_to: int) -> Claim | None:
@@ -283,8 +297,8 @@ class Consumer:
         if claim is None:
             await self._look_again()
             return None
-        self.group = self.group._replace(cursor=up_to)
-        self._drop_up_to(up_to)
+        self.group = self.group._replace(cursor=claim.up_to)
+        self._drop_up_to(claim.up_to)
         return claim
 
     async def _look_again(self) -> None:
@@ -307,6 +321,7 @@ class Consumer:
             self._buffer.clear()
             subscription.close()  # and read on from where the group is
         self._drop_up_to(self.group.cursor)
+        self._room_at = None
         self._bell.ring()
 
     def _drop_up_to(self, seq: int) -> None:
@@ -336,15 +351,17 @@ class Consumer:
         """What the end of a delivery means for others."""
         self._out.discard(delivery)
         if isinstance(settled, Retry | Snooze):
-            delivery.on_written = partial(self._expect_retry_after, settled.after or 0)
+            delivery.on_written = partial(self._note_written, settled.after or 0)
         elif isinstance(settled, Release):
-            delivery.on_written = partial(self._expect_retry, 0.0)
+            delivery.on_written = partial(self._note_written, 0)
+        elif self.group.max_in_flight is not None:
+            delivery.on_written = self._note_written
         if self.group.ordered_by is None or delivery.message.key is None:
             return
         behind = self._behind.pop(delivery.message.key, None)
         if not behind:
-            if delivery.on_written is None:
-                delivery.on_written = partial(self._expect_retry, 0.0)  # others of its key may wait in the store
+            if isinstance(settled, Ack | Discard | Dead):
+                delivery.on_written = partial(self._note_written, 0)  # others of its key may wait in the store
             return
         if isinstance(settled, Ack | Discard | Dead):
             self._ready.append(behind.popleft())
@@ -361,9 +378,13 @@ class Consumer:
             for waiting in self._behind.pop(delivery.message.key, ()):
                 self._settler.settle(waiting, Release())
 
-    def _expect_retry_after(self, delay: float) -> None:
-        """A retry was written now: that is when its delay has begun."""
-        self._expect_retry(asyncio.get_running_loop().time() + delay)
+    def _note_written(self, retry_in: float | None = None) -> None:
+        """An outcome was written now: there may be room, and that is when the delay of a retry has begun."""
+        if self._room_at is not None and self.group.max_in_flight is not None:
+            self._room_at = None
+            self._bell.ring()
+        if retry_in is not None:
+            self._expect_retry(asyncio.get_running_loop().time() + retry_in)
 
     def _expect_retry(self, at: float) -> None:
         if self._retry_at is None or at < self._retry_at:
@@ -371,9 +392,14 @@ class Consumer:
             self._bell.ring()
 
     def _wait(self) -> float | None:
-        if self._retry_at is None or self.group.is_paused:
+        """Seconds until there may be something to take without a bell; None: there is nothing to wait for."""
+        if self.group.is_paused:
             return None
-        return max(0.0, self._retry_at - asyncio.get_running_loop().time())
+        times = [] if self._retry_at is None else [self._retry_at]
+        if self._room_at is not None:
+            # Until then nothing is taken whatever is due.
+            times = [self._room_at] if self._buffer else [max(self._room_at, time) for time in times]
+        return max(0.0, min(times) - asyncio.get_running_loop().time()) if times else None
 
     # --- reading ---
 

@@ -51,11 +51,20 @@ class Handler:
     """`key`: the events of one key one after the other, in the order of the log; None: any order."""
     target: Target
     """Its code."""
+    max_in_flight: int | None = None
+    """Events that all nodes together handle at the same time; None: as many as their workers."""
+    rate_limit: str | None = None
+    """The name of the limit that its attempts share with those of others."""
 
     @property
     def is_transactional(self) -> bool:
         """Whether it writes its effects and its ack in one transaction, the bus's."""
         return self.target.plan.is_transactional
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there may be events that must not be begun yet."""
+        return self.max_in_flight is not None or self.rate_limit is not None
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -68,6 +77,8 @@ class HandlerOptions(TypedDict, total=False):
     backoff: Backoff | None
     priority: int
     ordered_by: OrderedBy | None
+    max_in_flight: int | None
+    rate_limit: str | None
     factory: Factory | None
 
 
@@ -107,6 +118,8 @@ class HandlerGroup:
         backoff: Backoff | None = None,
         priority: int = 0,
         ordered_by: OrderedBy | None = None,
+        max_in_flight: int | None = None,
+        rate_limit: str | None = None,
         factory: Factory | None = None,
     ) -> Callable[[F], F]:
         """Register the function or class below as a handler; it stays what it is.
@@ -129,6 +142,8 @@ class HandlerGroup:
                 to `Exponential()`.
             priority: handlers of a queue with a higher one come first. Defaults to 0.
             ordered_by: `key`: one event of each key at a time, in order.
+            max_in_flight: events that all processes together handle at the same time. None: as many as their workers.
+            rate_limit: the name of a limit (see `EventBus.rate_limit`), of which each attempt takes a permit.
             factory: makes the object of a class, once per worker; may be async.
 
         Raises:
@@ -152,6 +167,8 @@ class HandlerGroup:
                     priority=_priority(name, priority),
                     ordered_by=_ordered_by(name, ordered_by),
                     target=make_target(name, handler, factory),
+                    max_in_flight=_max_in_flight(name, max_in_flight),
+                    rate_limit=None if rate_limit is None else _checked_name(name, "rate_limit", rate_limit),
                 )
             )
             return handler
@@ -257,6 +274,14 @@ def _priority(name: str, priority: object) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise InvalidHandler(name, f"priority must be an int, got {quote(priority)}")
     return priority
+
+
+def _max_in_flight(name: str, max_in_flight: object) -> int | None:
+    if max_in_flight is None:
+        return None
+    if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int) or not 1 <= max_in_flight < 2**31:
+        raise InvalidHandler(name, f"max_in_flight must be an int of at least 1, got {quote(max_in_flight)}")
+    return max_in_flight
 
 
 def _ordered_by(name: str, ordered_by: object) -> OrderedBy | None:

@@ -356,6 +356,8 @@ class Node:
         start: Start = "now",
         ordered_by: OrderedBy | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        max_in_flight: int | None = None,
+        rate_limit: str | None = None,
         is_declared: bool = False,
         poll_interval: float = POLL_INTERVAL,
     ) -> Consumer:
@@ -372,7 +374,14 @@ class Node:
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
         after = await resolve_start(self.store, start)
         group = await self.store.groups.ensure(
-            name, chosen, after=after, ordered_by=ordered_by, max_attempts=max_attempts, is_declared=is_declared
+            name,
+            chosen,
+            after=after,
+            ordered_by=ordered_by,
+            max_attempts=max_attempts,
+            max_in_flight=max_in_flight,
+            rate_limit=rate_limit,
+            is_declared=is_declared,
         )
         self._require_running()
         return self.consumers.open(group, poll_interval=poll_interval)

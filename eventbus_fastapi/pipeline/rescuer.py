@@ -27,8 +27,8 @@ class Consuming(Protocol):
     poll_interval: float
     """Seconds between two looks at it."""
 
-    async def note(self, look: Look) -> None:
-        """Learn how the group is."""
+    async def note(self, look: Look | None) -> None:
+        """Learn how the group is; None: it was deleted."""
 
 
 class Rescuer:
@@ -65,6 +65,6 @@ class Rescuer:
                 logger.warning("took over ranges of %d groups whose leases had ended", len(rescued))
                 looks = await self._groups.look(list(consumers))
         for look in looks:
-            await consumers[look.group_id].note(look)
-        for group_id in consumers.keys() - {look.group_id for look in looks}:
-            await consumers[group_id].note(Look(group_id, -1, False, None, None, 0))  # it was deleted
+            await consumers[look.group.id].note(look)
+        for group_id in consumers.keys() - {look.group.id for look in looks}:
+            await consumers[group_id].note(None)

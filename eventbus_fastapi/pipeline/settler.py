@@ -66,9 +66,11 @@ class Settler:
             self._held.setdefault(delivery.token, {})[delivery.message.seq] = delivery
         self.bell.ring()
 
-    def settle(self, delivery: Delivery, settled: Settled) -> None:
-        """Take an outcome, to be written soon. One for a delivery that is settled or lost changes nothing."""
+    def settle(self, delivery: Delivery, settled: Settled, *, is_urgent: bool = False) -> None:
+        """Take an outcome, to be written soon, or at once. One for what is settled or lost changes nothing."""
         if not delivery.is_settled and not delivery.is_lost:
+            if is_urgent:
+                self._urgent.add(delivery.token)
             self._enter(Entry(delivery, settled, None))
 
     def settle_and_tell(self, delivery: Delivery, settled: Settled) -> asyncio.Future[None]:
@@ -92,9 +94,11 @@ class Settler:
         return _settlement([Entry(delivery, settled, None)], () if not delivery.is_retry else None)
 
     def forget(self, delivery: Delivery) -> None:
-        """Somebody else has settled it."""
+        """Somebody else has settled it, and committed that."""
         delivery.is_settled = True
         self._drop(delivery)
+        if delivery.on_written is not None:
+            delivery.on_written()
 
     def lose(self, delivery: Delivery) -> None:
         """The lease is another's."""
@@ -131,7 +135,7 @@ class Settler:
         if self._tick_at is None:
             self._tick_at = asyncio.get_running_loop().time() + TICK
             self.bell.ring()
-        elif entry.answer is not None or len(entries) == len(self._held.get(delivery.token, ())):
+        elif delivery.token in self._urgent or len(entries) == len(self._held.get(delivery.token, ())):
             self.bell.ring()
 
     def _choose(self, *, is_tick: bool) -> list[Entry]:

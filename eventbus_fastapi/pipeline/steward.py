@@ -17,6 +17,7 @@ from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.dead_letters import PAGE, Changed, DeadEntry, DeadFilter
 from eventbus_fastapi.store.group import DeadLetter, Figures, Group, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.group_name import check_group_name
+from eventbus_fastapi.store.limits import RateLimit, limit_period
 from eventbus_fastapi.store.reader import LARGEST_SEQ
 from eventbus_fastapi.topics import check_pattern
 
@@ -87,11 +88,16 @@ class Steward:
         start: Start = "now",
         ordered_by: OrderedBy | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        max_in_flight: int | None = None,
+        rate_limit: str | None = None,
     ) -> GroupStatus:
         """Make a group that reads from `start`; one that exists keeps its place, and takes over the rest.
 
+        `max_in_flight`: events that all its readers together may hold at the same time. `rate_limit`: the name of a
+        limit, of which each attempt takes a permit.
+
         Raises:
-            InvalidGroup, InvalidPattern, InvalidEvent: something of it cannot be used.
+            InvalidGroup, InvalidPattern, InvalidEvent: something of it cannot be used, or no rate limit has this name.
         """
         self._require()
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
@@ -101,12 +107,18 @@ class Steward:
             raise InvalidGroup(f"ordered_by must be 'key' or None, got {quote(ordered_by)}")
         if type(max_attempts) is not int or not 1 <= max_attempts <= LARGEST_MAX_ATTEMPTS:
             raise InvalidGroup(f"max_attempts must be an int ≥ 1, got {quote(max_attempts)}")
+        if max_in_flight is not None and (type(max_in_flight) is not int or not 1 <= max_in_flight < 2**31):
+            raise InvalidGroup(f"max_in_flight must be an int ≥ 1, or None, got {quote(max_in_flight)}")
+        if rate_limit is not None and rate_limit not in {limit.name for limit in await self._groups.limits.all()}:
+            raise InvalidGroup(f"there is no rate limit {quote(rate_limit)}")
         group = await self._groups.ensure(
             check_group_name(name),
             chosen,
             after=await self._place(start),
             ordered_by=ordered_by,
             max_attempts=max_attempts,
+            max_in_flight=max_in_flight,
+            rate_limit=rate_limit,
             is_declared=True,
         )
         return await self._status(group)
@@ -140,6 +152,26 @@ class Steward:
         """Forget a group with its place, its retries and its dead letters."""
         self._require()
         await self._groups.delete(name)
+
+    # --- rate limits ---
+
+    async def rate_limits(self) -> list[RateLimit]:
+        """Return all rate limits, by name."""
+        self._require()
+        return await self._groups.limits.all()
+
+    async def set_rate_limit(self, name: str, permits: int, per: float | timedelta) -> RateLimit:
+        """Make a limit of so many attempts in any period of `per` seconds, or change it; it holds at once, everywhere.
+
+        A program that says `EventBus.rate_limit` says it again when its workers start.
+
+        Raises:
+            InvalidGroup: it cannot be a limit.
+        """
+        self._require()
+        limit = RateLimit(name, permits, limit_period(name, per))
+        await self._groups.limits.declare(limit)
+        return limit
 
     # --- what waits ---
 

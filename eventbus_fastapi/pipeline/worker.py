@@ -23,7 +23,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -32,9 +32,12 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import (
     EventBusError,
     GroupNotFound,
+    InvalidHandler,
     LeaseLost,
+    NotFound,
     NotRunning,
     StoreUnavailable,
+    quote,
 )
 from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.consumer import Consumer
@@ -45,6 +48,7 @@ from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze
 from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.store.limits import RateLimit
 from eventbus_fastapi.store.queues import Control
 from eventbus_fastapi.store.roster import Serving
 
@@ -74,15 +78,23 @@ class Worker:
         """True while all that takes events still does, or ends as it was told to."""
         return all(pool.is_alive for pool in self._pools) and not any(task.done() for task in self._running.values())
 
-    async def start(self, handlers: Iterable[Handler], queues: Callable[[str], Queue] = Queue) -> None:
-        """Serve handlers; `queues` says of each queue, by its name, how.
+    async def start(
+        self,
+        handlers: Iterable[Handler],
+        queues: Callable[[str], Queue] = Queue,
+        limits: Mapping[str, RateLimit] | None = None,
+    ) -> None:
+        """Serve handlers; `queues` says of each queue, by its name, how, and `limits` what their rate limits are.
 
         Raises:
+            InvalidHandler: the limit that one of them names is nowhere.
             StoreUnavailable, NotRunning: the groups cannot be made now.
         """
+        handlers = list(handlers)
         by_queue: dict[str, list[Handler]] = {}
         for handler in handlers:
             by_queue.setdefault(handler.queue, []).append(handler)
+        await self._declare(limits or {}, handlers)
         await self._executor.prepare(handler for served in by_queue.values() for handler in served)
         self._pools = [_Pool(self, queues(name), served) for name, served in by_queue.items()]
         self._foreman = Foreman(self._node.store, self._node.consumers.owner, self._pools)
@@ -90,6 +102,23 @@ class Worker:
         self._running = {self._foreman: service.start(self._foreman)}
         for pool in self._pools:
             await pool.serve()
+
+    async def _declare(self, limits: Mapping[str, RateLimit], handlers: Iterable[Handler]) -> None:
+        """Have the store know the limits that handlers name; those that the program does not describe it must know."""
+        store = self._node.store.groups.limits
+        for handler in handlers:
+            if handler.rate_limit is None:
+                continue
+            if handler.rate_limit in limits:
+                await store.declare(limits[handler.rate_limit])
+            else:
+                try:
+                    await store.get(handler.rate_limit)
+                except NotFound:
+                    name = quote(handler.rate_limit)
+                    raise InvalidHandler(
+                        handler.group, f"there is no rate limit {name}; say eventbus.rate_limit({name}, …, per=…)"
+                    ) from None
 
     def shutdown(self) -> None:
         """Take no more events, and give back those that have not begun."""
@@ -114,6 +143,8 @@ class Worker:
             handler.patterns,
             ordered_by=handler.ordered_by,
             max_attempts=handler.max_attempts,
+            max_in_flight=handler.max_in_flight,
+            rate_limit=handler.rate_limit,
             is_declared=True,
             poll_interval=queue.poll_interval,
         )
@@ -363,7 +394,7 @@ class _Pool:
         free = self._size - self._busy - self._jobs.qsize()
         if served.handler.is_transactional:
             return min(1, free)
-        if served.seconds is None:
+        if served.seconds is None or served.handler.is_limited:
             return min(free, self._queue.batch_size)
         batch = self._queue.batch_size
         soon = min(int(AHEAD * self._size / max(served.seconds, 1e-6)), 2 * batch)

@@ -17,6 +17,7 @@ from eventbus_fastapi.pipeline.handlers import HandlerGroup
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.queue import Queue
 from eventbus_fastapi.pipeline.worker import Worker
+from eventbus_fastapi.store.limits import RateLimit, check_limit
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Workers:
         self._handlers = handlers
         self._engine = engine
         self._queues: dict[str, Queue] = {}
+        self._limits: dict[str, RateLimit] = {}
         self._served: list[str] = []
         self._worker: Worker | None = None
         self._executor: Executor | None = None
@@ -56,6 +58,11 @@ class Workers:
         """Say how a queue is served, from the next start on. What the settings say about it has the last word."""
         self._queues[queue.name] = queue
 
+    def limit(self, limit: RateLimit) -> None:
+        """Say how often attempts of the handlers that name it may begin, from the next start on."""
+        check_limit(limit)
+        self._limits[limit.name] = limit
+
     def _described(self, name: str) -> Queue:
         queue = self._queues.get(name, Queue(name))
         settings = self._node.settings.queues.get(name)
@@ -65,7 +72,7 @@ class Workers:
         """Serve the handlers of some queues; None: of all. Starting twice is once.
 
         Raises:
-            InvalidHandler: no handler is of a queue that was named.
+            InvalidHandler: no handler is of a queue that was named, or one names a limit that is nowhere.
             NotRunning, StoreUnavailable: the bus is not started, or the database is away.
         """
         if self._worker is not None:
@@ -82,7 +89,7 @@ class Workers:
         )
         self._worker = Worker(self._node, self._executor, self._engine())
         try:
-            await self._worker.start(served, self._described)
+            await self._worker.start(served, self._described, self._limits)
         except BaseException:
             self.shutdown()
             await self.join(0)

@@ -23,15 +23,19 @@ from eventbus_fastapi.server.group_objects import (
     group_object,
     key_object,
     letter_object,
+    rate_limit_object,
     retry_object,
 )
 from eventbus_fastapi.server.http import DEFAULT_LIMIT, Limit, Seq
 from eventbus_fastapi.store.dead_letters import DeadFilter
 from eventbus_fastapi.store.group_name import check_group_name
+from eventbus_fastapi.store.limits import MAX_PERMITS
 from eventbus_fastapi.topics import check_pattern
 
 BODY_DEPTH = 4
 """Deepest nesting of a body here."""
+DECLARED = ("patterns", "ordered_by", "max_attempts", "max_in_flight", "rate_limit")
+"""What may be said of a group besides where it begins."""
 MAX_SEQS = 1_000
 """Most dead letters that one request names."""
 
@@ -62,6 +66,10 @@ OfGroup = Annotated[
         description="Those of this group; absent: of all groups.",
         openapi_examples={"handler": {"value": "shop.send_welcome"}},
     ),
+]
+LimitName = Annotated[
+    str,
+    Path(description="Name of the rate limit.", openapi_examples={"limit": {"value": "mail"}}),
 ]
 Patterns = Annotated[
     Sequence[str],
@@ -122,7 +130,7 @@ class GroupEndpoints:
 
     async def put_group(self, name: Name, request: Request) -> Response:
         """Make a group, before anybody reads with it. One that exists keeps its place, and takes over the rest."""
-        body = await self._body(request, {"patterns", "ordered_by", "max_attempts", *POSITIONS})
+        body = await self._body(request, {*DECLARED, *POSITIONS})
         wanted = _read_group(body)
         is_new = not await self._exists(name)
         status = await self._node.steward.declare(name, **wanted)
@@ -167,6 +175,23 @@ class GroupEndpoints:
         """List keys of a group that is ordered by key whose events wait for one of them, the oldest first."""
         keys = await self._node.steward.blocked_keys(name, limit=limit)
         return _answer({"keys": [key_object(item) for item in keys]})
+
+    # --- rate limits ---
+
+    async def list_rate_limits(self) -> Response:
+        """Tell how often the attempts of groups may begin, by the name of the limit."""
+        limits = await self._node.steward.rate_limits()
+        return _answer({"rate_limits": [rate_limit_object(limit) for limit in limits]})
+
+    async def put_rate_limit(self, name: LimitName, request: Request) -> Response:
+        """Make a rate limit, or change it; it holds at once, on every node. What it gave lately still counts."""
+        body = await self._body(request, {"permits", "per"})
+        try:
+            permits = fields.required("permits", fields.integer(body, "permits", 1, MAX_PERMITS))
+            per = fields.required("per", fields.seconds(body, "per"))
+        except BadFrame as exc:
+            raise InvalidRequest(str(exc)) from exc
+        return _answer(rate_limit_object(await self._node.steward.set_rate_limit(name, permits, per)))
 
     # --- dead letters ---
 
@@ -317,6 +342,8 @@ def _read_group(body: Mapping[str, Any]) -> dict[str, Any]:
             "start": "now" if start is None else start,
             "ordered_by": cast(Literal["key"] | None, fields.choice(body, "ordered_by", ("key",))),
             "max_attempts": fields.integer(body, "max_attempts", 1, LARGEST_MAX_ATTEMPTS) or DEFAULT_MAX_ATTEMPTS,
+            "max_in_flight": fields.integer(body, "max_in_flight", 1, LARGEST_MAX_ATTEMPTS),
+            "rate_limit": fields.string(body, "rate_limit"),
         }
     except BadFrame as exc:
         raise InvalidRequest(str(exc)) from exc

@@ -12,6 +12,7 @@ from eventbus_fastapi.pipeline.steward import EPOCH, BlockedKey, GroupStatus
 from eventbus_fastapi.protocol.events import event_object
 from eventbus_fastapi.store.dead_letters import DeadEntry
 from eventbus_fastapi.store.group import DeadLetter, WaitingRetry
+from eventbus_fastapi.store.limits import RateLimit
 
 Object = dict[str, Any]
 
@@ -24,11 +25,18 @@ def group_object(status: GroupStatus) -> Object:
         "patterns": group.patterns,
         "ordered_by": group.ordered_by,
         "max_attempts": group.max_attempts,
+        "max_in_flight": group.max_in_flight,
+        "rate_limit": group.rate_limit,
         "paused": group.is_paused,
         "cursor": group.cursor,
         **figures._asdict(),
         "lost": group.lost,
     }
+
+
+def rate_limit_object(limit: RateLimit) -> Object:
+    """Return how often something may begin."""
+    return {"name": limit.name, "permits": limit.permits, "per": limit.period / 1_000_000}
 
 
 def retry_object(item: WaitingRetry) -> Object:

@@ -25,6 +25,7 @@ from eventbus_fastapi.server.openapi import (
     examples_of,
     json_body,
 )
+from eventbus_fastapi.store.limits import MAX_PERIOD, MAX_PERMITS
 
 # FastAPI leaves out of examples what is null.
 _GROUP = "shop.send_welcome"
@@ -33,6 +34,8 @@ _STATUS: dict[str, JsonValue] = {
     "patterns": ["user.*"],
     "ordered_by": "key",
     "max_attempts": 10,
+    "max_in_flight": 20,
+    "rate_limit": "mail",
     "paused": False,
     "cursor": SEQ,
     "lag": 25,
@@ -74,6 +77,8 @@ class GroupObject(BaseModel):
     patterns: list[str]
     ordered_by: Literal["key"] | None = Field(description="`key`: of a key one event after the other.")
     max_attempts: int = Field(description="Attempts after which an event becomes a dead letter.")
+    max_in_flight: int | None = Field(description="Events that may be in flight at the same time; null: any number.")
+    rate_limit: str | None = Field(description="The name of the limit of which each attempt takes a permit.")
     paused: bool
     cursor: int = Field(description="The last seq that was handed out or passed over.")
     lag: int = Field(description="Events of the log, matching or not, that it has not looked at.")
@@ -82,6 +87,22 @@ class GroupObject(BaseModel):
     retries: int = Field(description="Events that wait for another attempt.")
     dead: int = Field(description="Dead letters.")
     lost: int = Field(description="Events that retention removed before the group was done with them.")
+
+
+class RateLimitObject(BaseModel):
+    """How often the attempts of the groups that name it may begin, over all nodes."""
+
+    model_config = ConfigDict(json_schema_extra=examples_of({"name": "mail", "permits": 100, "per": 60.0}))
+
+    name: str
+    permits: int = Field(description="Attempts that may begin in any period.")
+    per: float = Field(description="The period, seconds.")
+
+
+class RateLimitList(BaseModel):
+    """All rate limits, by name."""
+
+    rate_limits: list[RateLimitObject]
 
 
 class GroupList(BaseModel):
@@ -248,11 +269,26 @@ PUT_BODY = json_body(
             **_POSITION,
             "ordered_by": {"enum": ["key", None], "description": "`key`: of a key one event after the other."},
             "max_attempts": {"type": ["integer", "null"], "minimum": 1, "default": 10},
+            "max_in_flight": {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1},
+            "rate_limit": {"type": ["string", "null"], "description": "The name of a rate limit that there is."},
         },
     },
     short={"patterns": ["user.*"]},
     full={"patterns": ["user.*", "order.#"], "start": "earliest", "ordered_by": "key", "max_attempts": 3},
     after_a_seq={"patterns": ["#"], "after": 0},
+)
+RATE_LIMIT_BODY = json_body(
+    {
+        "title": "RateLimit",
+        "type": "object",
+        "required": ["permits", "per"],
+        "additionalProperties": False,
+        "properties": {
+            "permits": {"type": "integer", "minimum": 1, "maximum": MAX_PERMITS},
+            "per": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_PERIOD / 1_000_000},
+        },
+    },
+    limit={"permits": 100, "per": 60},
 )
 RESET_BODY = json_body(
     {"title": "Position", "type": "object", "additionalProperties": False, "properties": _POSITION},
@@ -324,6 +360,11 @@ PUT_PROBLEMS: tuple[EventBusError, ...] = (
     InvalidGroup("a group cannot read after seq 1000: the log ends at 42"),
     InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
     SCHEMA,
+    *STORE_PROBLEMS,
+)
+RATE_LIMIT_PROBLEMS: tuple[EventBusError, ...] = (
+    *_BODY_PROBLEMS,
+    InvalidGroup("the permits of rate limit 'mail' must be an int from 1 to 1,000,000, got 0"),
     *STORE_PROBLEMS,
 )
 PAGE_PROBLEMS: tuple[EventBusError, ...] = (

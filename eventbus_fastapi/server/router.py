@@ -169,6 +169,24 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         responses=openapi.documented(*docs.GROUP_PROBLEMS),
     )
     add(
+        "/rate-limits",
+        endpoints.list_rate_limits,
+        name="eventbus_list_rate_limits",
+        summary="Which rate limits are there?",
+        response_model=docs.RateLimitList,
+        responses=openapi.documented(*docs.LIST_GROUPS_PROBLEMS),
+    )
+    add(
+        "/rate-limits/{name:path}",
+        endpoints.put_rate_limit,
+        methods=["PUT"],
+        name="eventbus_put_rate_limit",
+        summary="Make or change a rate limit",
+        response_model=docs.RateLimitObject,
+        responses=openapi.documented(*docs.RATE_LIMIT_PROBLEMS),
+        openapi_extra={"requestBody": docs.RATE_LIMIT_BODY},
+    )
+    add(
         "/dead-letters",
         endpoints.list_dead_letters,
         name="eventbus_list_dead_letters",

@@ -32,6 +32,11 @@ class Group(NamedTuple):
     rate_limit: str | None = None
     """The name of the limit that says how often an attempt may begin; None: as often as there are events."""
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there may be events that must not be taken yet."""
+        return self.max_in_flight is not None or self.rate_limit is not None
+
 
 class Figures(NamedTuple):
     """How a group is doing."""
@@ -51,6 +56,8 @@ class Claim(NamedTuple):
 
     token: UUID
     seqs: tuple[int, ...]
+    up_to: int
+    """The group's cursor after it: less than was asked for, where a limit of the group leaves no room for all."""
 
 
 class Held(NamedTuple):
@@ -111,9 +118,7 @@ class HeldRetry(NamedTuple):
 class Look(NamedTuple):
     """Where a group is, and what it has to do besides reading on."""
 
-    group_id: int
-    cursor: int
-    is_paused: bool
+    group: Group
     lease_ends: int | None
     retry_due: int | None
     now: int

@@ -114,14 +114,12 @@ class GroupStatements:
         )
         """The first seq that some group has not read, and the first that some group has in flight."""
         self.look: Query = select(
-            group.c.id,
-            group.c.cursor,
-            group.c.paused_at.is_not(None),
+            *columns,
             select(func.min(lease.c.until)).where(lease.c.group_id == group.c.id).scalar_subquery(),
             select(func.min(retry.c.run_at)).where(retry.c.group_id == group.c.id).scalar_subquery(),
             now,
         ).where(group.c.id.in_(bindparam("group_ids", expanding=True)))
-        """By group: its cursor, if it is paused, when its first lease ends and its first retry is due, and now."""
+        """By group: how it is, when its first lease ends and its first retry is due, and now."""
 
         # --- ranges ---
         self.move_cursor: Update = (

@@ -48,6 +48,7 @@ from eventbus_fastapi.store.group import (
 )
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
+from eventbus_fastapi.store.limits import Limits, Room
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.seqs import decode_seqs, encode_seqs
 from eventbus_fastapi.store.statements import Query
@@ -67,6 +68,7 @@ class Groups:
     def __init__(self, store: LogReader) -> None:
         self._store = store
         self.sql = GroupStatements(store.tables)
+        self.limits = Limits(store)
 
     # --- groups ---
 
@@ -202,19 +204,31 @@ class Groups:
     ) -> Claim | None:
         """Move the cursor from where `group` has it to `up_to`, and hold what matches in between.
 
-        Returns the claim; of a group ordered by key, without what has to wait. None: the cursor is elsewhere, the
-        group reads other patterns than `group` says, or in another order, is paused or gone; nothing has changed.
+        Returns the claim; of a group ordered by key, without what has to wait; of one with a limit, as far as that
+        goes. None: the cursor is elsewhere, the group reads other patterns than `group` says, or in another order, is
+        paused or gone; nothing has changed.
         """
         token = uuid4()
 
         async def work(connection: AsyncConnection) -> Claim | None:
-            parameters = {**expected(group), "cursor": up_to}
+            reached = up_to
+            claimed = messages
+            if group.is_limited and messages:
+                # Before anything is counted: what another node claims at the same time counts, too.
+                await connection.execute(self.sql.lock_group, {"group_id": group.id})
+                room = await self.limits.room(connection, group, len(messages))
+                if room.events == 0:
+                    return Claim(token, (), group.cursor)
+                if room.events < len(messages):
+                    claimed = messages[: room.events]
+                    reached = claimed[-1].seq
+            parameters = {**expected(group), "cursor": reached}
             if (await connection.execute(self.sql.move_cursor, parameters)).rowcount != 1:
                 return None
-            claimed = messages
             if group.ordered_by is not None:
-                claimed = await self._hold_back(connection, group, messages)
+                claimed = await self._hold_back(connection, group, claimed)
             seqs = tuple(message.seq for message in claimed)
+            await self.limits.grant(connection, group, len(seqs))
             if seqs:
                 await connection.execute(
                     self.sql.add_lease,
@@ -228,22 +242,33 @@ class Groups:
                         "duration": micros(lease),
                     },
                 )
-            return Claim(token, seqs)
+            return Claim(token, seqs, reached)
 
         return await self._store.transact(work)
 
     async def _hold_back(
         self, connection: AsyncConnection, group: Group, messages: Sequence[Message]
     ) -> Sequence[Message]:
-        """Put those whose key is taken among the retries; return the others. The group's row is locked."""
+        """Put those whose key is taken among the retries; return the others. The group's row is locked.
+
+        In a group with a limit one of them takes its key: what waits for it here would have been counted as begun.
+        """
         blocked = await self._keys_in_flight(connection, group.id)
         blocked |= set((await connection.execute(self.sql.keys_of_retries, {"group_id": group.id})).scalars())
-        waiting = [message for message in messages if message.key in blocked]
+        waiting: list[Message] = []
+        free: list[Message] = []
+        for message in messages:
+            if message.key in blocked:
+                waiting.append(message)
+                continue
+            free.append(message)
+            if group.is_limited and message.key is not None:
+                blocked.add(message.key)
         if waiting:
             await self._add_retries(
                 connection, group.id, [Again(message.seq, 0, 0, []) for message in waiting], losses=0
             )
-        return [message for message in messages if message.key not in blocked]
+        return free
 
     async def _keys_in_flight(self, connection: AsyncConnection, group_id: int) -> set[str]:
         keys: set[str] = set()
@@ -255,18 +280,22 @@ class Groups:
     async def hold_retries(self, group: Group, *, limit: int, owner: str, lease: float) -> list[Held]:
         """Hold up to `limit` events whose next attempt is due. What has no attempt left becomes a dead letter.
 
-        None are returned only where none are due.
+        None are returned only where none are due, or a limit of the group leaves no room.
         """
         token = uuid4()
 
         async def work(connection: AsyncConnection) -> tuple[list[Held], bool]:
             is_ordered = group.ordered_by is not None
+            is_alone = is_ordered or group.is_limited
             row = (
                 await connection.execute(
-                    self.sql.lock_group if is_ordered else self.sql.read_group_by_id, {"group_id": group.id}
+                    self.sql.lock_group if is_alone else self.sql.read_group_by_id, {"group_id": group.id}
                 )
             ).first()
             if row is None or row.name != group.name or row.paused_at is not None:
+                return [], False
+            room = await self.limits.room(connection, group, limit)
+            if room.events == 0:
                 return [], False
             # First the keys: what fails between the two statements goes from the leases to the retries, never back.
             taken = await self._keys_in_flight(connection, group.id) if is_ordered else set()
@@ -277,7 +306,7 @@ class Groups:
             dead: list[Death] = []
             gone: list[int] = []
             for row in rows:
-                if len(held) == limit:
+                if len(held) == room.events:
                     break
                 if row.key in taken and row.key is not None:
                     continue
@@ -294,6 +323,7 @@ class Groups:
                         break
             await self._bury(connection, group.id, dead, is_retry=True)
             await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
+            await self.limits.grant(connection, group, len(held))
             if held:
                 await connection.execute(
                     self.sql.hold_retry,
@@ -317,6 +347,11 @@ class Groups:
         while may_be_more and not held:
             held, may_be_more = await self._store.transact(work)
         return held
+
+    async def room(self, group: Group, most: int) -> Room:
+        """Return how many events the limits of a group let one take now, up to `most`, seen without a lock."""
+        async with self._store._translated(), self._store._reader() as connection:
+            return await self.limits.room(connection, group, most, is_locked=False)
 
     # --- settling ---
 
@@ -438,7 +473,7 @@ class Groups:
             return []
         async with self._store._translated(), self._store._reader() as connection:
             rows = await connection.execute(self.sql.look, {"group_ids": list(group_ids)})
-            return [Look(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
+            return [Look(_group(row), *row[-3:]) for row in rows]
 
     async def rescue(self) -> set[int]:
         """Turn what expired leases hold into retries that are due, of any group; return the groups' ids.

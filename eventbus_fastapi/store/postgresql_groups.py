@@ -48,9 +48,9 @@ class PostgreSQLGroups(Groups):
     async def claim(
         self, group: Group, messages: Sequence[Message], *, up_to: int, owner: str, lease: float
     ) -> Claim | None:
-        if not messages or group.ordered_by is not None:
+        if not messages or group.ordered_by is not None or group.is_limited:
             return await super().claim(group, messages, up_to=up_to, owner=owner, lease=lease)
-        claim = Claim(uuid4(), tuple(message.seq for message in messages))
+        claim = Claim(uuid4(), tuple(message.seq for message in messages), up_to)
         parameters = {
             **expected(group),
             "cursor": up_to,

@@ -14,9 +14,9 @@ class Noting:
     def __init__(self, group: Group, poll_interval: float) -> None:
         self.group = group
         self.poll_interval = poll_interval
-        self.looks: list[Look] = []
+        self.looks: list[Look | None] = []
 
-    async def note(self, look: Look) -> None:
+    async def note(self, look: Look | None) -> None:
         self.looks.append(look)
 
 

@@ -72,6 +72,8 @@ async def test_a_group_tells_where_it_reads_and_how_it_is_doing(eventbus: EventB
         "patterns": ["#"],
         "ordered_by": None,
         "max_attempts": 10,
+        "max_in_flight": None,
+        "rate_limit": None,
         "paused": False,
         "cursor": 4,
         "lag": 1,
@@ -245,6 +247,48 @@ async def test_a_group_without_order_has_no_keys_that_wait(eventbus: EventBus, h
     again = [Again(1, 1, 3_600_000_000, [])]
     await eventbus.node.store.groups.settle([Settlement(group.id, claimed.token, again=again, pending=())])
     assert (await http.get("/groups/mail/blocked-keys")).json() == {"keys": []}
+
+
+# --- rate limits ---------------------------------------------------------------------------------
+
+
+async def test_a_rate_limit_is_made_changed_and_listed(http: httpx.AsyncClient) -> None:
+    made = await http.put("/rate-limits/mail", json={"permits": 100, "per": 60})
+    assert (made.status_code, made.json()) == (200, {"name": "mail", "permits": 100, "per": 60.0})
+    await http.put("/rate-limits/mail", json={"permits": 1, "per": 0.5})
+    assert (await http.get("/rate-limits")).json() == {"rate_limits": [{"name": "mail", "permits": 1, "per": 0.5}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"permits": 0, "per": 60}, "request.invalid"),
+        ({"permits": 1}, "request.invalid"),
+        ({"permits": 1, "per": "60"}, "request.invalid"),
+        ({"permits": 1, "per": 0}, "group.invalid"),
+        ({"permits": 1, "per": 1e9}, "group.invalid"),
+        ({"permits": 1, "per": 60, "burst": 2}, "request.invalid"),
+    ],
+)
+async def test_what_cannot_be_a_rate_limit_is_refused(http: httpx.AsyncClient, body: Any, code: str) -> None:
+    answer = await http.put("/rate-limits/mail", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert (await http.get("/rate-limits")).json() == {"rate_limits": []}
+
+
+async def test_a_group_is_declared_with_limits(http: httpx.AsyncClient) -> None:
+    await http.put("/rate-limits/mail", json={"permits": 1, "per": 60})
+    body = {"patterns": ["#"], "max_in_flight": 3, "rate_limit": "mail"}
+    group = (await http.put("/groups/g", json=body)).json()
+    assert (group["max_in_flight"], group["rate_limit"]) == (3, "mail")
+    group = (await http.put("/groups/g", json={"patterns": ["#"]})).json()
+    assert (group["max_in_flight"], group["rate_limit"]) == (None, None)
+
+
+async def test_a_group_with_a_limit_that_is_nowhere_is_refused(http: httpx.AsyncClient) -> None:
+    answer = await http.put("/groups/g", json={"patterns": ["#"], "rate_limit": "mail"})
+    assert (answer.json()["code"], answer.json()["message"]) == ("group.invalid", "there is no rate limit 'mail'")
+    assert (await http.get("/groups")).json() == {"groups": []}
 
 
 # --- dead letters --------------------------------------------------------------------------------

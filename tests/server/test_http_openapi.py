@@ -107,6 +107,8 @@ def test_every_operation_has_a_name_a_tag_and_words(document: Object) -> None:
         ("POST", "/groups/{name}/reset", "eventbus_reset_group"),
         ("GET", "/groups/{name}/retries", "eventbus_list_retries"),
         ("GET", "/groups/{name}/blocked-keys", "eventbus_list_blocked_keys"),
+        ("GET", "/rate-limits", "eventbus_list_rate_limits"),
+        ("PUT", "/rate-limits/{name}", "eventbus_put_rate_limit"),
         ("GET", "/dead-letters", "eventbus_list_dead_letters"),
         ("GET", "/dead-letters/{group}/{seq}", "eventbus_get_dead_letter"),
         ("POST", "/dead-letters/retry", "eventbus_retry_dead_letters"),
