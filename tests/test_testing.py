@@ -283,7 +283,7 @@ async def test_a_paused_group_has_nothing_due(bus: BusTester) -> None:
 
 
 async def test_a_drain_without_an_end_is_an_error(bus: BusTester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eventbus_fastapi.testing.MOST_ATTEMPTS", 5)
+    monkeypatch.setattr("eventbus_fastapi.testing.drain.MOST_ATTEMPTS", 5)
 
     @bus.eventbus.handler("again", group="g")
     async def again(message: Message) -> None:
@@ -414,5 +414,5 @@ def test_the_suite_of_testing_md_passes_with_the_app_of_the_readme(pytester: pyt
         (pytester.path / block.title).write_text(block.text)
     pytester.makeini("[pytest]\nasyncio_mode = auto\npythonpath = .")
     result = pytester.runpytest_subprocess("-q")
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
     assert not (pytester.path / "eventbus.db").exists()
