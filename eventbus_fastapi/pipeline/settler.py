@@ -2,7 +2,9 @@
 
 A range that is settled as a whole costs one row's removal. One that is settled in parts is written once per tick, or at
 once where somebody waits to know it. While the database is away, outcomes wait here; leases may end meanwhile, and what
-was theirs is then told to be lost: the store refuses what comes late.
+was theirs is then told to be lost: the store refuses what comes late. A node that could not renew for the time of a
+lease withdraws what it holds, as others may have it by now: handlers are cancelled, and what nobody has taken over is
+given back once the database answers.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Settler:
         self._urgent: set[UUID] = set()
         self._tick_at: float | None = None
         self._renew_at = 0.0
+        self._ends_at = 0.0  # when the first lease of what is held may end
 
     @property
     def held(self) -> int:
@@ -61,7 +64,7 @@ class Settler:
     def hold(self, deliveries: Iterable[Delivery]) -> None:
         """Renew the leases of deliveries from now on."""
         if not self._held:
-            self._renew_at = asyncio.get_running_loop().time() + self._lease / 3
+            self._note_renewed(asyncio.get_running_loop().time())
         for delivery in deliveries:
             self._held.setdefault(delivery.token, {})[delivery.message.seq] = delivery
         self.bell.ring()
@@ -106,18 +109,19 @@ class Settler:
             return
         delivery.is_lost = True
         self._drop(delivery)
-        for call in (delivery.on_gone, delivery.on_lost):
-            if call is not None:
-                call()
+        self._tell_lost(delivery)
 
     async def run_once(self) -> float | None:
         """Write what is ready; renew when it is time."""
         clock = asyncio.get_running_loop().time
+        if self._held and clock() >= self._ends_at:
+            self._withdraw()
         if self._entries:
             await self._write(self._choose(is_tick=self._tick_at is not None and clock() >= self._tick_at))
         if self._held and clock() >= self._renew_at:
+            began = clock()
             await self._renew()
-            self._renew_at = clock() + self._lease / 3
+            self._note_renewed(began)
         return self._pause(clock())
 
     async def flush(self) -> None:
@@ -126,6 +130,20 @@ class Settler:
             await self._write(self._choose(is_tick=True))
 
     # --- parts ---
+
+    def _note_renewed(self, at: float) -> None:
+        self._renew_at = at + self._lease / 3
+        self._ends_at = at + self._lease
+
+    def _withdraw(self) -> None:
+        """Have nobody go on with what is not settled: it may be another's by now."""
+        deliveries = [each for held in self._held.values() for each in held.values() if not each.is_settled]
+        for delivery in deliveries:
+            self._enter(Entry(delivery, Release(), None))
+            delivery.is_lost = True
+            self._tell_lost(delivery)
+        if deliveries:
+            logger.warning("withdrew %d events: their leases could not be renewed in time", len(deliveries))
 
     def _enter(self, entry: Entry) -> None:
         delivery = entry.delivery
@@ -137,6 +155,11 @@ class Settler:
             self.bell.ring()
         elif delivery.token in self._urgent or len(entries) == len(self._held.get(delivery.token, ())):
             self.bell.ring()
+
+    def _tell_lost(self, delivery: Delivery) -> None:
+        for call in (delivery.on_gone, delivery.on_lost):
+            if call is not None:
+                call()
 
     def _choose(self, *, is_tick: bool) -> list[Entry]:
         """Take the outcomes to write now: of tokens that are settled as a whole or awaited, at a tick of all."""

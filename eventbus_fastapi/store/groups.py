@@ -543,6 +543,8 @@ class Groups:
 
         async def work(connection: AsyncConnection) -> int:
             parameters: dict[str, Any] = {"group_id": group.id, "seqs": list(seqs)}
+            # First the lock that a deletion takes: a retry written behind it would be nobody's.
+            await connection.execute(self.sql.lock_group, parameters)
             dead = (await connection.execute(self.sql.lock_dead, parameters)).scalars().all()
             if not dead:
                 return 0

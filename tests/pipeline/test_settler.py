@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -14,7 +16,7 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import ACK
 from eventbus_fastapi.pipeline.settler import Settler
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.group import Group, Settlement
+from eventbus_fastapi.store.group import Group, HeldRetry, Settlement
 from eventbus_fastapi.store.groups import Groups
 from tests.drafts import drafts
 from tests.pipeline.conftest import OpenNode
@@ -25,6 +27,12 @@ class Troubled(Groups):
     """The groups of a store that raises what is in `errors`, one after the other, instead of settling."""
 
     errors: Sequence[Exception | None] = ()
+    is_away = False
+
+    async def renew(self, tokens: Sequence[UUID], held: Sequence[HeldRetry], *, lease: float) -> set[UUID | HeldRetry]:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().renew(tokens, held, lease=lease)
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[tuple[UUID, int]]:
         first, *self.errors = [*self.errors] or [None]
@@ -140,3 +148,28 @@ async def test_a_key_whose_event_was_lost_is_free_for_the_next(open_node: OpenNo
 
 async def _publish(node: Node, count: int) -> None:
     await node.submit([each._replace(key="x") for each in drafts(count)])
+
+
+async def test_a_node_that_cannot_renew_in_time_withdraws_what_it_holds_and_gives_it_back_later(store: Store) -> None:
+    """Its handlers went on until it reached the database again, while others had the same events."""
+    groups = Troubled(store)
+    groups.is_away = True
+    settler = Settler(groups, lease=0.01)
+    group, deliveries = await claim(groups, store, 3)
+    told: list[int] = []
+    for delivery in deliveries:
+        delivery.on_lost = partial(told.append, delivery.message.seq)
+    settler.hold(deliveries)
+    settler.settle(deliveries[0], ACK)
+
+    async def are_withdrawn() -> bool:
+        with suppress(StoreUnavailable):
+            await settler.run_once()
+        return told == [2, 3]
+
+    await eventually(are_withdrawn)
+    groups.is_away = False
+    await settler.flush()
+    assert settler.held == 0
+    assert [(item.seq, item.attempt) for item in await groups.retries(group)] == [(2, 0), (3, 0)]
+    assert (await groups.figures(group)).in_flight == 0

@@ -532,6 +532,31 @@ async def test_a_failing_event_holds_back_those_of_its_key_only(store: Store, gr
     assert await groups.blocked_keys(group) == [("x", 1, 3)]
 
 
+async def test_a_dead_letter_that_is_revived_while_its_group_is_deleted_leaves_nothing(
+    open_another: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion had passed the retries when the new one was written, and it stayed behind the group for ever."""
+    store, other = await open_another(), await open_another()
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("it has one writer")
+    log = await fill(store, "a")
+    group = await store.groups.ensure("g", ["#"], after=0)
+    claimed = await claim(store.groups, group, log)
+    await store.groups.settle([Settlement(group.id, claimed.token, dead=[Death(1, 1, [ERROR])], pending=())])
+    deletions: list[asyncio.Task[None]] = []
+    forget = other.groups._remove_retries
+
+    async def delete_meanwhile(*arguments: Any) -> None:
+        await forget(*arguments)
+        deletions.append(asyncio.create_task(store.groups.delete("g")))
+        await asyncio.wait(deletions, timeout=0.2)  # it waits for a lock of this transaction, or has passed it
+
+    monkeypatch.setattr(other.groups, "_remove_retries", delete_meanwhile)
+    assert await other.groups.revive(group, [1]) == 1
+    await deletions[0]
+    assert await store.groups.retries(group) == []
+
+
 # --- retention -----------------------------------------------------------------------------------
 
 
