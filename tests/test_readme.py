@@ -229,9 +229,11 @@ async def test_the_code_of_growing_md_publishes_from_another_engine_and_copies_a
 async def test_the_code_of_groups_md_does_what_it_says(database_url: str) -> None:
     """Given a group with dead letters, when the fragments run, then those that were meant are retried or gone."""
     await prepare(database_url)
-    async with EventBus(database_url) as eventbus:
+    eventbus = EventBus(database_url)
+    async with serving(served(eventbus)) as server:
         await kill_some(eventbus)
-        namespace: dict[str, Any] = {"eventbus": eventbus, "print": lambda *_: None}
+        await eventbus.publish("order.placed", {"order": 1})
+        namespace: dict[str, Any] = {"eventbus": eventbus, "print": lambda *_: None, "url": server.ws}
         for block in documents.python_blocks(GROUPS):
             await documents.run(block, namespace)
         assert [item.seq for item in await eventbus.groups.retries("shop.send_welcome")] == [1, 2]
