@@ -6,7 +6,7 @@ The way of an event:
     (caller's            (one short         (one read per node,
      transaction)         transaction)       shared in memory)
 
-- `events`, `topics`, `codec`, `settings`, `errors`, `backoff` are values and rules; they do no I/O.
+- `events`, `unique`, `topics`, `codec`, `settings`, `durations`, `errors`, `backoff` are values and rules: no I/O.
 - `store` holds the only SQL: an ordered log, the outbox that feeds it, and the head row whose lock orders it.
 - `pipeline` holds the stages, which meet only in the store; `pipeline.node` puts one process together.
 - `protocol` is the wire without sockets; `server` and `client` bring the sockets.
@@ -45,6 +45,7 @@ from eventbus_fastapi.pipeline.outcome import Discard, Retry, Snooze
 from eventbus_fastapi.pipeline.steward import dead_filter
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.unique import Unique
 
 __all__ = [
     "Attempt",
@@ -78,5 +79,6 @@ __all__ = [
     "Snooze",
     "StoreUnavailable",
     "Subscription",
+    "Unique",
     "dead_filter",
 ]

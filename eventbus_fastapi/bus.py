@@ -6,7 +6,7 @@ is its `Node`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -41,6 +41,7 @@ from eventbus_fastapi.store import (
     create_session_engine,
 )
 from eventbus_fastapi.store.limits import RateLimit, limit_period
+from eventbus_fastapi.unique import Unique
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,10 +59,16 @@ class Options(TypedDict, total=False):
     """Seconds from the event's entry into the log until it is no longer delivered."""
     delay: float | timedelta | None
     """Seconds until it enters the log, by the database's clock."""
+    schedule_in: float | timedelta | None
+    """The same as `delay`, by the name that job libraries have for it. Give one of them."""
     publish_at: datetime | None
     """When it enters the log; aware. Not together with `delay`."""
     content_type: str | None
     """Instead of text/plain, application/octet-stream or application/json."""
+    tags: Sequence[str] | None
+    """At most 20 different words of 1 to 64 bytes; they are the list `tags` of the metadata."""
+    unique: Unique | None
+    """Store nothing where the same was published before, and answer the first one's receipt; see `Unique`."""
 
 
 class EventBus:
@@ -205,7 +212,8 @@ class EventBus:
 
         Concurrent calls share a commit and each learns its own result. Options are those of `draft`.
         `durable=False` stores nothing: the event reaches the subscriptions that are live on this node now, and nobody
-        else ever; the receipt has no seq.
+        else ever; the receipt has no seq. With `unique` it has a transaction of its own, which waits for others that
+        publish the same; calls made meanwhile overtake it.
 
         Raises:
             InvalidInput: see `draft`; nothing was published.
@@ -251,25 +259,24 @@ class EventBus:
         """Add an event to the caller's transaction.
 
         It becomes visible if and only if the transaction commits, also with SAVEPOINTs. Nothing is committed or
-        flushed here, and only the event's own row is locked. Works on an `AsyncSession` or `AsyncConnection` of any
+        flushed here, and only the event's own row is locked; with `unique`, those who publish the same wait for the end
+        of the transaction. Works on an `AsyncSession` or `AsyncConnection` of any
         driver, whether or not the bus is started in this process; the database must be the bus's. Options are those of
-        `draft`. The receipt has no seq: the event gets it after the commit.
+        `draft`. The receipt has no seq: the event gets it after the commit. Of a duplicate it is the first one's.
 
         Raises:
             InvalidInput: see `draft`; the transaction is untouched.
             StoreError: the database refused the row; the transaction is as its database leaves it.
         """
         draft = self.draft(event, payload, **options)
-        await self._outbox.add(transaction, draft)
-        return Receipt(draft.message_id, None)
+        return await self._outbox.add(transaction, draft)
 
     def publish_txn_sync(
         self, transaction: SyncTransaction, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]
     ) -> Receipt:
         """Add an event to the caller's transaction: `publish_txn` for a sync `Session` or `Connection`."""
         draft = self.draft(event, payload, **options)
-        self._outbox.add_sync(transaction, draft)
-        return Receipt(draft.message_id, None)
+        return self._outbox.add_sync(transaction, draft)
 
     # --- handling ---
 

@@ -7,7 +7,7 @@ stored. A `Message` is an event with its place in the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
@@ -15,9 +15,10 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.backoff import LONGEST
+from eventbus_fastapi.durations import microseconds, positive_microseconds
 from eventbus_fastapi.errors import InvalidEvent, NotRunning, PayloadTooLarge, quote
 from eventbus_fastapi.topics import check_topic
+from eventbus_fastapi.unique import Fingerprint, Unique, fingerprint_of
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class Draft(NamedTuple):
     """Microseconds to wait by the database's clock; None: no delay."""
     publish_at: int | None
     """Unix microseconds; None: at once (or after `delay`)."""
+    unique: Fingerprint | None = None
+    """What makes it a duplicate of another event; None: only its message_id."""
 
     @property
     def is_scheduled(self) -> bool:
@@ -79,8 +82,9 @@ class Receipt(NamedTuple):
     """Place in the log. None when it is not known yet (published inside the caller's transaction, or scheduled) or
     when the event is not stored (`durable=False`)."""
     duplicate: bool = False
-    """True if an event of this message_id was in the log already, and `seq` is that event's; or if one is scheduled
-    already, and `seq` is None."""
+    """True if nothing was stored. An event of this message_id was in the log already, and `seq` is that event's; or one
+    is scheduled already, and `seq` is None. Or it was published with `unique` and is the same as an earlier one: then
+    `message_id` is the first one's, and so is `seq` where it has one."""
 
 
 class Message:
@@ -146,6 +150,11 @@ class Message:
         return {} if self.metadata_json is None else codec.load_object(self.metadata_json)
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that it was published with; none where its metadata's `tags` are something else."""
+        return codec.tags_of(self.metadata)
+
+    @property
     def timestamp(self) -> datetime:
         """When the event entered the log, UTC."""
         return datetime.fromtimestamp(self.created_at / 1_000_000, UTC)
@@ -182,8 +191,6 @@ UNSET: Any = object()
 
 MAX_KEY = 255
 """Longest key, bytes."""
-MAX_DURATION = LONGEST
-"""Longest ttl or delay, seconds: about a century."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -199,15 +206,19 @@ def make_draft(
     metadata: Mapping[str, Any] | None = None,
     ttl: float | timedelta | None = None,
     delay: float | timedelta | None = None,
+    schedule_in: float | timedelta | None = None,
     publish_at: datetime | None = None,
     content_type: str | None = None,
+    tags: Sequence[str] | None = None,
+    unique: Unique | None = None,
     max_payload: int,
     max_depth: int = 32,
 ) -> Draft:
     """Check and encode an event: the door that every event passes, whichever way it is published.
 
     `event` is an `Event`, or a topic with any payload beside it (None is a payload: JSON's null). `codec` says how a
-    payload becomes bytes. `ttl` and `delay` are seconds or a timedelta; a delay of 0 is none.
+    payload becomes bytes. `ttl` and `delay` are seconds or a timedelta; a delay of 0 is none. `schedule_in` is
+    `delay` by another name.
 
     Raises:
         InvalidTopic: the topic does not follow the grammar.
@@ -230,18 +241,37 @@ def make_draft(
     body, content_type = codec.encode(payload, content_type, max_depth=max_depth)
     if len(body) > max_payload:
         raise PayloadTooLarge(len(body), max_payload)
-    if delay is not None and publish_at is not None:
-        raise InvalidEvent("give delay or publish_at, not both")
-    return Draft(
+    times = {"delay": delay, "schedule_in": schedule_in, "publish_at": publish_at}
+    given = [name for name, time in times.items() if time is not None]
+    if len(given) > 1:
+        raise InvalidEvent(f"give {' or '.join(given)}, not both")
+    if tags is not None:
+        metadata = codec.add_tags(metadata, tags)
+    draft = Draft(
         codec.new_message_id() if message_id is None else codec.check_message_id(message_id),
         topic,
         None if key is None else _check_key(key),
         body,
         content_type,
         None if metadata is None else codec.encode_metadata(metadata),
-        None if ttl is None else _check_ttl(ttl),
-        None if delay is None else _check_delay(delay),
+        None if ttl is None else positive_microseconds("ttl", ttl),
+        _check_delay("delay", delay) or _check_delay("schedule_in", schedule_in),
         None if publish_at is None else _check_publish_at(publish_at),
+    )
+    return draft if unique is None else _make_unique(draft, unique)
+
+
+def _make_unique(draft: Draft, rule: Unique) -> Draft:
+    metadata = None if draft.metadata is None else codec.load_object(draft.metadata)
+    return draft._replace(
+        unique=fingerprint_of(
+            rule,
+            topic=draft.topic,
+            key=draft.key,
+            body=draft.payload,
+            content_type=draft.content_type,
+            metadata=metadata,
+        )
     )
 
 
@@ -276,29 +306,13 @@ def _check_key(key: object) -> str:
     return str.__str__(key)
 
 
-def _check_ttl(ttl: object) -> int:
-    microseconds = _microseconds("ttl", ttl)
-    if microseconds <= 0:
-        raise InvalidEvent(f"ttl must be more than 0 seconds, got {quote(ttl)}")
-    return microseconds
-
-
-def _check_delay(delay: object) -> int | None:
-    microseconds = _microseconds("delay", delay)
-    if microseconds < 0:
-        raise InvalidEvent(f"delay must be 0 seconds or more, got {quote(delay)}")
-    return microseconds or None
-
-
-def _microseconds(name: str, duration: object) -> int:
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    # bool is an int to Python, and `ttl=True` is a slip to us. The comparison is false for NaN, too.
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidEvent(f"{name} must be seconds (a number) or a timedelta, got {quote(duration)}")
-    if not -MAX_DURATION <= seconds <= MAX_DURATION:
-        raise InvalidEvent(f"{name} must be at most {MAX_DURATION:,} seconds, got {quote(duration)}")
-    # Too little to count is still more than nothing, or less.
-    return round(seconds * 1_000_000) or (seconds > 0) - (seconds < 0)
+def _check_delay(name: str, delay: object) -> int | None:
+    if delay is None:
+        return None
+    found = microseconds(name, delay)
+    if found < 0:
+        raise InvalidEvent(f"{name} must be 0 seconds or more, got {quote(delay)}")
+    return found or None
 
 
 def _check_publish_at(publish_at: object) -> int:

@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from eventbus_fastapi import Event, EventBus, InvalidPayload
-from eventbus_fastapi.errors import InvalidEvent, InvalidTopic, NotFound, PayloadTooLarge, StoreError
+from eventbus_fastapi import Event, EventBus, InvalidPayload, Unique
+from eventbus_fastapi.errors import InvalidEvent, InvalidTopic, NotFound, NotRunning, PayloadTooLarge, StoreError
 from eventbus_fastapi.events import Draft, Receipt
 from tests.conftest import OpenBus
 from tests.drafts import draft
@@ -423,3 +423,50 @@ async def test_a_bus_that_starts_again_replays_what_another_life_published(open_
     second = await open_bus()
     assert (await second.publish("a", 3)).seq == 4
     assert await read_payloads(await second.subscribe("#", start="earliest"), 4) == [0, 1, 2, 3]
+
+
+# --- once ----------------------------------------------------------------------------------------
+
+
+async def test_the_same_event_is_published_once_within_a_time(bus: EventBus) -> None:
+    rule = Unique(fields=["id"], within=60)
+    first = await bus.publish(UserCreated(id=1, username="ada"), unique=rule)
+    again = await bus.publish(UserCreated(id=1, username="bob"), unique=rule)
+    other = await bus.publish(UserCreated(id=2, username="bob"), unique=rule)
+    assert again == first._replace(duplicate=True)
+    assert (first.seq, other.seq) == (1, 2)
+
+
+async def test_many_events_are_published_once_each(bus: EventBus) -> None:
+    async with bus.subscribe("#") as subscription:
+        events: list[Any] = [("a", 1), bus.draft("a", 2), ("a", 1), bus.draft("b", 1, unique=Unique(within=60))]
+        receipts = await bus.publish_many(events, unique=Unique(within=60))
+        assert [(receipt.seq, receipt.duplicate) for receipt in receipts] == [
+            (1, False),
+            (2, False),
+            (1, True),
+            (3, False),
+        ]
+        assert await read_payloads(subscription, 3) == [1, 2, 1]
+
+
+async def test_of_tasks_on_two_nodes_one_publishes_and_the_others_learn_its_seq(open_bus: OpenBus) -> None:
+    nodes = [await open_bus(), await open_bus()]
+    receipts = await asyncio.gather(*(nodes[n % 2].publish("a", 1, unique=Unique(within=60)) for n in range(10)))
+    assert {receipt.seq for receipt in receipts} == {1}
+    assert [receipt.duplicate for receipt in receipts].count(False) == 1
+
+
+async def test_a_stop_stores_the_unique_events_that_it_has_taken(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+    publishing = asyncio.create_task(bus.publish("a", 1, unique=Unique(within=60)))
+    await asyncio.sleep(0)
+    await bus.stop()
+    assert (await publishing).seq == 1
+    with pytest.raises(NotRunning):
+        await bus.publish("a", 1, unique=Unique(within=60))
+
+
+async def test_what_is_not_stored_cannot_be_unique(bus: EventBus) -> None:
+    with pytest.raises(InvalidEvent, match="unique needs durable=True"):
+        await bus.publish("a", 1, durable=False, unique=Unique(within=60))

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from eventbus_fastapi import Event, EventBus
+from eventbus_fastapi import Event, EventBus, Unique
 from eventbus_fastapi.bus import Options
 from eventbus_fastapi.errors import InvalidInput, InvalidTopic, StoreError
 from eventbus_fastapi.settings import Settings
@@ -485,3 +485,36 @@ async def test_a_session_is_watched_once_however_often_it_publishes(bus: EventBu
         assert rings == []
         await session.commit()
         assert rings == [1]
+
+
+# --- once ----------------------------------------------------------------------------------------
+
+ONCE = Unique(within=3_600)
+
+
+async def test_in_a_transaction_of_any_driver_the_same_is_published_once(
+    bus: EventBus, engine: AsyncEngine, sync_engine: Engine
+) -> None:
+    def publish_sync(transaction: SyncTransaction) -> None:
+        receipt = bus.publish_txn_sync(transaction, "a", 1, unique=ONCE)
+        assert (receipt.message_id, receipt.duplicate) == (first.message_id, True)
+        bus.publish_txn_sync(transaction, "a", 2, unique=ONCE)
+
+    async with AsyncSession(engine) as session:
+        first = await bus.publish_txn(session, "a", 1, unique=ONCE)
+        await session.commit()
+    await asyncio.to_thread(in_sync_session, sync_engine, publish_sync, False)
+    await asyncio.to_thread(in_sync_session, sync_engine, publish_sync, True)
+    again = await bus.publish("a", 2, unique=ONCE)
+    assert again.duplicate
+    async with AsyncSession(engine) as session:
+        assert (await bus.publish_txn(session, "a", 1, unique=ONCE)).seq == 1
+        assert (await session.execute(select(1))).scalar_one() == 1
+    assert await log(bus) == [1, 2]
+
+
+@on_servers
+async def test_a_unique_event_is_refused_where_each_statement_commits_alone(bus: EventBus) -> None:
+    async with bus.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        with pytest.raises(InvalidInput, match="needs a transaction"):
+            await bus.publish_txn(connection, "a", 1, unique=ONCE)

@@ -120,7 +120,7 @@ def test_an_event_is_published_as_its_json() -> None:
     assert (draft.topic, draft.payload) == ("user.created", b'{"id":1,"username":"ada"}')
     assert draft.content_type == "application/json"
     assert draft.message_id.version == 7
-    assert draft[6:] == (None, None, None)
+    assert draft[6:] == (None, None, None, None)
     assert not draft.is_scheduled
 
 
@@ -340,6 +340,56 @@ def test_a_wrong_publish_at_is_refused(publish_at: object, message: str) -> None
 
 def test_delay_and_publish_at_together_are_refused() -> None:
     assert refusal("a", 1, delay=0, publish_at=datetime.now(UTC)) == "give delay or publish_at, not both"
+    assert refusal("a", 1, delay=1, schedule_in=1) == "give delay or schedule_in, not both"
+
+
+def test_schedule_in_is_delay_by_another_name() -> None:
+    assert draft_of("a", 1, schedule_in=2).delay == draft_of("a", 1, delay=timedelta(seconds=2)).delay == 2_000_000
+    assert refusal("a", 1, schedule_in=-1) == "schedule_in must be 0 seconds or more, got -1"
+
+
+# --- tags ----------------------------------------------------------------------------------------
+
+
+def published(draft: Draft) -> Message:
+    return Message(1, *draft[:6], 0)
+
+
+def test_tags_are_carried_in_the_metadata_and_read_from_the_message() -> None:
+    message = published(draft_of("a", 1, tags=("billing", "eu"), metadata={"by": "me"}))
+    assert message.tags == ("billing", "eu")
+    assert message.metadata == {"by": "me", "tags": ["billing", "eu"]}
+
+
+@pytest.mark.parametrize("metadata", [None, {"tags": "billing"}, {"tags": ["a", "a"]}, {"tags": [1]}, {"tags": [""]}])
+def test_other_tags_in_the_metadata_are_the_users_own_business(metadata: dict[str, Any] | None) -> None:
+    message = published(draft_of("a", 1, metadata=metadata))
+    assert message.tags == ()
+    assert message.metadata == (metadata or {})
+
+
+def test_no_tags_add_nothing() -> None:
+    assert draft_of("a", 1, tags=[]).metadata is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "why"),
+    [
+        ("billing", "tags must be a list of str, got str"),
+        ([1], "a tag must be str, got int"),
+        (["a", "b", "a"], "tag 'a' is there twice"),
+        ([""], "a tag must be 1 to 64 bytes, got 0"),
+        (["é" * 33], "a tag must be 1 to 64 bytes, got 66"),
+        (["a\n"], "tag 'a\\n' has a control character"),
+        ([str(n) for n in range(21)], "an event has at most 20 tags, got 21"),
+    ],
+)
+def test_bad_tags_are_refused(tags: Any, why: str) -> None:
+    assert refusal("a", 1, tags=tags) == why
+
+
+def test_tags_are_given_in_one_way() -> None:
+    assert refusal("a", 1, tags=["a"], metadata={"tags": ["b"]}) == "give tags or metadata['tags'], not both"
 
 
 # --- messages ------------------------------------------------------------------------------------

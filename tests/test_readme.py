@@ -178,7 +178,7 @@ async def test_the_code_of_delivery_md_does_what_it_says(database_url: str) -> N
             await documents.run(block, namespace)
         await eventbus.publish("the.end", None)  # whatever was committed before it is before it in the log
         topics = [topic for topic, *_ in await log(eventbus)]
-    assert topics == ["order.placed", "payment.requested", "the.end"]
+    assert topics == ["order.placed", "payment.requested", "invoice.due", "the.end"]
 
 
 async def test_the_code_of_workers_md_handles_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

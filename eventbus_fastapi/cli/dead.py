@@ -35,6 +35,7 @@ DiedBefore = Annotated[str | None, typer.Option(help="Those that died before thi
 Attempts = Annotated[
     int, typer.Option(min=0, max=LARGEST_MAX_ATTEMPTS, help="Those with so many attempts, or more.", show_default=False)
 ]
+Tag = Annotated[list[str] | None, typer.Option(help="Those that have this tag; may be given several times.")]
 All = Annotated[bool, typer.Option("--all", help="All of the group.")]
 
 COLUMNS = ("group", "seq", "topic", "attempts", "died", "error")
@@ -50,12 +51,13 @@ def list_letters(
     died_after: DiedAfter = None,
     died_before: DiedBefore = None,
     attempts: Attempts = 0,
+    tag: Tag = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Show so many at most.")] = 100,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """List dead letters in the order in which they died."""
-    wanted = _filter(pattern, error, died_after, died_before, attempts)
+    wanted = _filter(pattern, error, died_after, died_before, attempts, tag)
     found = with_steward(database_url, lambda steward: _find(steward, group, wanted, count))
     if as_json:
         for name, entry in found:
@@ -95,11 +97,12 @@ def discard(
     died_after: DiedAfter = None,
     died_before: DiedBefore = None,
     attempts: Attempts = 0,
+    tag: Tag = None,
     is_all: All = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Forget dead letters."""
-    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts), is_all=is_all)
+    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts, tag), is_all=is_all)
 
     async def work(steward: Steward) -> int:
         if seqs:
@@ -117,11 +120,12 @@ def retry(
     died_after: DiedAfter = None,
     died_before: DiedBefore = None,
     attempts: Attempts = 0,
+    tag: Tag = None,
     is_all: All = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Have dead letters tried again in their group, at once and with all their attempts."""
-    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts), is_all=is_all)
+    wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts, tag), is_all=is_all)
 
     async def work(steward: Steward) -> int:
         if seqs:
@@ -135,7 +139,12 @@ dead.command("retry")(retry)
 
 
 def _filter(
-    pattern: Sequence[str] | None, error: str | None, died_after: str | None, died_before: str | None, attempts: int
+    pattern: Sequence[str] | None,
+    error: str | None,
+    died_after: str | None,
+    died_before: str | None,
+    attempts: int,
+    tag: Sequence[str] | None,
 ) -> DeadFilter:
     return dead_filter(
         *(pattern or ()),
@@ -143,6 +152,7 @@ def _filter(
         died_after=_time("--died-after", died_after),
         died_before=_time("--died-before", died_before),
         attempts=attempts,
+        tags=tag or (),
     )
 
 

@@ -16,6 +16,7 @@ from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import InvalidPayload
 from eventbus_fastapi.events import Receipt
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.unique import Unique
 
 
 def publish(
@@ -26,6 +27,10 @@ def publish(
     key: Annotated[str | None, typer.Option(help="What the event is about.")] = None,
     message_id: Annotated[str | None, typer.Option(help="UUID; the same one is stored once.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds after which the event expires.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A word for it; may be given several times.")] = None,
+    unique_within: Annotated[
+        float | None, typer.Option(help="Store it unless the same was published within so many seconds.")
+    ] = None,
     url: Url = None,
     database_url: Annotated[
         str | None, typer.Option(help="Write into this database, without a server (instead of --url).")
@@ -39,6 +44,7 @@ def publish(
     refuse_unknown_settings()
     body, content_type = read_payload(payload, as_json=as_json, as_text=as_text)
     options: dict[str, Any] = {"key": key, "message_id": message_id, "ttl": ttl, "content_type": content_type}
+    options |= {"tags": tag, "unique": None if unique_within is None else Unique(within=unique_within)}
     if database_url is None:
         receipt = asyncio.run(_publish_to(websocket_url(url), topic, body, options))
     else:

@@ -41,15 +41,18 @@ from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.membership import Held, Membership
 from eventbus_fastapi.protocol.reading import Reading
 from eventbus_fastapi.settings import Overflow
+from eventbus_fastapi.unique import Unique
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
 Draftable = Event | tuple[str, Any] | Mapping[str, Any]
 """An event to publish: a typed one, a topic and a payload, or a mapping with `topic`, `payload` and, where wanted,
-`key`, `message_id`, `metadata`, `ttl`, `delay`, `content_type`."""
+`key`, `message_id`, `metadata`, `ttl`, `delay`, `content_type`, `tags`, `unique`."""
 
 _MAX_PAYLOAD = 16_000_000
-_FIELDS = frozenset({"topic", "payload", "key", "message_id", "metadata", "ttl", "delay", "content_type"})
+_FIELDS = frozenset(
+    {"topic", "payload", "key", "message_id", "metadata", "ttl", "delay", "content_type", "tags", "unique"}
+)
 
 
 class EventBusClient:
@@ -169,6 +172,8 @@ class EventBusClient:
         metadata: Mapping[str, Any] | None = None,
         delay: float | timedelta | None = None,
         content_type: str | None = None,
+        tags: Sequence[str] | None = None,
+        unique: Unique | None = None,
         durable: bool = True,
     ) -> Receipt:
         """Publish one event: a topic and a payload, or an `Event`. When this returns the server has committed it.
@@ -182,7 +187,8 @@ class EventBusClient:
 
         `durable=False`: the event reaches the live subscriptions of the server that gets it, without storage. Once it
         may have been delivered it is never sent again; after a refusal for the moment, which delivers nothing, it is.
-        `ttl` and `delay` (seconds or a timedelta) count from when the server takes the event.
+        `ttl` and `delay` (seconds or a timedelta) count from when the server takes the event. With `unique` the server
+        may wait for others that publish the same, and events that are sent meanwhile overtake it.
 
         Raises:
             InvalidInput: the event does not follow the rules.
@@ -200,6 +206,8 @@ class EventBusClient:
             ttl=ttl,
             delay=delay,
             content_type=content_type,
+            tags=tags,
+            unique=unique,
             max_payload=self._max_payload,
         )
         return (await self._publish([draft], is_batch=False, is_live=not durable))[0]

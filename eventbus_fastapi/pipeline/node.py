@@ -39,6 +39,7 @@ from eventbus_fastapi.pipeline.start import Start as Start  # for whoever asks a
 from eventbus_fastapi.pipeline.start import resolve_start
 from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, Steward
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
+from eventbus_fastapi.pipeline.unique_publisher import UniquePublisher
 from eventbus_fastapi.settings import Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
 from eventbus_fastapi.store.group import OrderedBy
@@ -86,6 +87,7 @@ class Node:
         settings, store = self.settings, self.store
         self.dispatcher = Dispatcher(store, page_size=settings.page_size, tail_bytes=settings.tail_bytes)
         self.publisher = Publisher(store, self._on_append)
+        self.unique_publisher = UniquePublisher(store, self._tell)
         self.sequencer = Sequencer(store, self.dispatcher.tell, poll_interval=settings.poll_interval)
         self.acknowledger = Acknowledger(store)
         self.retention = Retention(store, settings)
@@ -160,6 +162,7 @@ class Node:
             stages.append(self.notifier)
         self._running = {stage: service.start(stage) for stage in stages}
         self.publisher.open()
+        self.unique_publisher.open()
         self._is_running = True
         logger.info("started on %s", self.store.engine.dialect.name)
 
@@ -182,7 +185,7 @@ class Node:
         self._stopping = None
 
     async def _stop(self) -> None:
-        await self.publisher.close(STOP_GRACE)
+        await asyncio.gather(self.publisher.close(STOP_GRACE), self.unique_publisher.close(STOP_GRACE))
         await self.consumers.stop()
         for subscription in tuple(self._subscriptions):
             subscription.close()
@@ -214,11 +217,13 @@ class Node:
     def submit(self, drafts: Sequence[Draft]) -> asyncio.Future[list[Receipt]]:
         """Hand over drafts, all or none; return a future of their receipts, set after the commit.
 
-        The order of the calls is the order in the log.
+        The order of the calls is the order in the log; what has a unique event among it may be overtaken.
 
         Raises:
             NotRunning: the node is not started.
         """
+        if any(draft.unique is not None for draft in drafts):
+            return self.unique_publisher.submit(drafts)
         return self.publisher.submit(drafts)
 
     def publish_live(self, draft: Draft) -> Receipt:
@@ -228,6 +233,8 @@ class Node:
         self._require_running()
         if draft.is_scheduled:
             raise InvalidEvent("an event that is not stored cannot wait: delay and publish_at need durable=True")
+        if draft.unique is not None:
+            raise InvalidEvent("an event that is not stored cannot be unique: unique needs durable=True")
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         message = Message(0, *draft[:6], now)
         self.dispatcher.dispatch([message])

@@ -6,7 +6,7 @@ and publish nothing that is not due by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -40,6 +40,8 @@ class RecurringOptions(TypedDict, total=False):
     """Seconds from an event's entry into the log until it is no longer delivered."""
     content_type: str | None
     """Instead of text/plain, application/octet-stream or application/json."""
+    tags: Sequence[str] | None
+    """At most 20 different words of 1 to 64 bytes; they are the list `tags` of the metadata."""
 
 
 class Recurring:

@@ -2,7 +2,7 @@
 
 A removal by age or count moves the log's `first_seq`, so that a reader who asks for what is gone gets a `gap`. It waits
 for groups: what one of them has not read or has in flight stays, until it is older than `retention_group_limit`. A TTL
-waits for nobody.
+waits for nobody. What is known of unique events goes when it makes nothing a duplicate any more.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Retention:
                 overtake=_earlier(now, self._group_limit),
                 limit=BATCH,
             )
+        forgotten = await self._store.unique.remove_ended(BATCH)
         if expired or trimmed:
             logger.info("removed %d expired and %d old events", expired, trimmed)
         # A short pause between batches leaves the database to those who publish.
-        return 0.01 if BATCH in (expired, trimmed) else self._interval
+        return 0.01 if BATCH in (expired, trimmed, forgotten) else self._interval
 
 
 def _earlier(now: int, seconds: float | None) -> int | None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from eventbus_fastapi import codec
 from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, quote
 from eventbus_fastapi.pipeline.start import Start, resolve_start
 from eventbus_fastapi.store import Store
@@ -266,6 +267,7 @@ def dead_filter(
     died_after: datetime | None = None,
     died_before: datetime | None = None,
     attempts: int = 0,
+    tags: Sequence[str] = (),
 ) -> DeadFilter:
     """Say which dead letters are meant: those to which all of it applies; without anything all.
 
@@ -274,9 +276,10 @@ def dead_filter(
         error: the type of their last error, with its module or without: `httpx.ConnectError`, `ConnectError`.
         died_after, died_before: they died at this time or later, and before this one; aware.
         attempts: so many attempts were begun, or more.
+        tags: they have all of these.
 
     Raises:
-        InvalidPattern, InvalidGroup: it cannot be used.
+        InvalidPattern, InvalidGroup, InvalidEvent: it cannot be used.
     """
     return DeadFilter(
         tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns)),
@@ -284,6 +287,7 @@ def dead_filter(
         0 if died_after is None else _micros("died_after", died_after),
         LARGEST_SEQ if died_before is None else _micros("died_before", died_before),
         attempts,
+        tuple(dict.fromkeys(codec.check_tag(tag) for tag in tags)),
     )
 
 

@@ -22,6 +22,7 @@ from eventbus_fastapi import codec
 from eventbus_fastapi.errors import BadFrame
 from eventbus_fastapi.events import Draft, Message, make_draft
 from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol.unique import parse_unique, unique_object
 from eventbus_fastapi.settings import Settings
 
 Sub = int | str
@@ -153,11 +154,12 @@ def draft_object(draft: Draft, *, durable: bool = True) -> str:
     metadata = "" if draft.metadata is None else f',"metadata":{draft.metadata}'
     ttl = "" if draft.ttl is None else f',"ttl":{draft.ttl / 1_000_000!r}'
     delay = "" if draft.delay is None else f',"delay":{draft.delay / 1_000_000!r}'
+    unique = "" if draft.unique is None else f',"unique":{to_json(unique_object(draft.unique.rule)).decode()}'
     live = "" if durable else ',"durable":false'
     return (
         f'{{"topic":"{draft.topic}",{payload_member(draft.payload, draft.content_type)},'
         f'"message_id":"{draft.message_id}","content_type":{_quoted(draft.content_type)}'
-        f"{key}{metadata}{ttl}{delay}{live}}}"
+        f"{key}{metadata}{ttl}{delay}{unique}{live}}}"
     )
 
 
@@ -181,6 +183,8 @@ def parse_draft(event: fields.Object, limits: Settings, ttl: float | None = None
         ttl=(ttl if own_ttl is None else own_ttl) or None,
         delay=fields.seconds(event, "delay") or None,
         content_type=fields.string(event, "content_type"),
+        tags=fields.array(event, "tags"),
+        unique=parse_unique(event),
         max_payload=limits.max_payload,
         max_depth=limits.max_depth,
     )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from fastapi import Path, Query, Request, Response
 from pydantic_core import to_json
 
+from eventbus_fastapi.codec import MAX_TAGS
 from eventbus_fastapi.errors import BadFrame, GroupNotFound, InvalidRequest
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.start import Start
@@ -110,6 +111,15 @@ Attempts = Annotated[
         openapi_examples={"several": {"value": 3}},
     ),
 ]
+Tags = Annotated[
+    Sequence[str],
+    Query(
+        alias="tag",
+        max_length=MAX_TAGS,
+        description="Those that have all of these; repeatable.",
+        openapi_examples={"one": {"value": ["billing"]}},
+    ),
+]
 
 
 class GroupEndpoints:
@@ -203,6 +213,7 @@ class GroupEndpoints:
         died_after: DiedAfter = None,
         died_before: DiedBefore = None,
         attempts: Attempts = 0,
+        tags: Tags = (),
         after: AfterId = 0,
         limit: Limit = DEFAULT_LIMIT,
     ) -> Response:
@@ -210,7 +221,7 @@ class GroupEndpoints:
 
         What is rare may give fewer than `limit`, or none, with a `next` to go on after: one request looks at a part.
         """
-        wanted = _filter(patterns, error, died_after, died_before, attempts, what="query parameter")
+        wanted = _filter(patterns, error, died_after, died_before, attempts, tags, what="query parameter")
         page = await self._node.steward.dead_letters(group, wanted, after=after, limit=limit)
         letters = [entry_object(name, entry) for name, entry in page.entries]
         return _answer({"dead_letters": letters, "next": page.next})
@@ -260,7 +271,7 @@ class GroupEndpoints:
 
 POSITIONS = ("start", "after", "time")
 """Fields that say where a group reads, one of them."""
-FILTERS = {"patterns", "error", "died_after", "died_before", "attempts"}
+FILTERS = {"patterns", "error", "died_after", "died_before", "attempts", "tags"}
 
 
 class _Choice(NamedTuple):
@@ -304,6 +315,7 @@ def _read_filter(given: Mapping[str, Any]) -> DeadFilter:
         fields.string(given, "died_after"),
         fields.string(given, "died_before"),
         fields.integer(given, "attempts", 0, LARGEST_MAX_ATTEMPTS) or 0,
+        _read_tags(given),
         what="field",
     )
 
@@ -314,6 +326,7 @@ def _filter(
     died_after: str | None,
     died_before: str | None,
     attempts: int,
+    tags: Sequence[str],
     *,
     what: str,
 ) -> DeadFilter:
@@ -323,6 +336,7 @@ def _filter(
         died_after=_time(died_after, "died_after", what),
         died_before=_time(died_before, "died_before", what),
         attempts=attempts,
+        tags=tags,
     )
 
 
@@ -369,6 +383,13 @@ def _read_patterns(body: Mapping[str, Any]) -> list[str]:
     if len(patterns) > MAX_PATTERNS:
         raise InvalidRequest(f"field 'patterns': expected at most {MAX_PATTERNS}, got {len(patterns):,}")
     return [check_pattern(pattern) for pattern in patterns]
+
+
+def _read_tags(given: Mapping[str, Any]) -> list[str]:
+    tags = fields.array(given, "tags") or []
+    if len(tags) > MAX_TAGS:
+        raise InvalidRequest(f"field 'tags': expected at most {MAX_TAGS}, got {len(tags):,}")
+    return tags
 
 
 def _answer(content: Any, status: int = 200) -> Response:

@@ -69,6 +69,7 @@ def entry_object(group: str, entry: DeadEntry) -> Object:
         "key": entry.key,
         "attempts": entry.attempt,
         "died_at": time_text(entry.died_at),
+        "tags": entry.tags,
         "error": last_error(entry.errors),
     }
 

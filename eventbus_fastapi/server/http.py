@@ -154,6 +154,8 @@ def _parse_event(event: object, limits: Settings) -> tuple[Draft, bool]:
         raise InvalidRequest(str(exc)) from exc
     if is_live and draft.is_scheduled:
         raise InvalidEvent("an event with durable=false cannot wait: delay needs storage")
+    if is_live and draft.unique is not None:
+        raise InvalidEvent("an event with durable=false cannot be unique: unique needs storage")
     return draft, is_live
 
 

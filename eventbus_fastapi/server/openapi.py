@@ -128,6 +128,33 @@ class Readiness(BaseModel):
 
 # --- requests ------------------------------------------------------------------------------------
 
+_NAMES: dict[str, Any] = {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": 64}
+
+UNIQUE: dict[str, Any] = {
+    "type": ["object", "null"],
+    "additionalProperties": False,
+    "description": "Store nothing where the same was published before, and answer the first one with "
+    "`duplicate: true`. Two events are the same if their topics are, and all that is compared.",
+    "properties": {
+        "fields": {
+            **_NAMES,
+            "description": "Fields of the payload, an object, that are compared. Absent: the whole payload.",
+        },
+        "key": {"type": ["boolean", "null"], "default": False, "description": "Compare the events' keys."},
+        "metadata": {**_NAMES, "description": "Names in the metadata that are compared."},
+        "within": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "description": "For so many seconds after the first one. Absent: while that waits for its time.",
+        },
+        "replace": {
+            "type": ["array", "null"],
+            "items": {"enum": ["payload", "schedule"]},
+            "description": "What the first one takes over from this one, while it waits for its time.",
+        },
+    },
+}
+
 PUBLISHED_EVENT: dict[str, Any] = {
     "title": "Event",
     "type": "object",
@@ -169,6 +196,14 @@ PUBLISHED_EVENT: dict[str, Any] = {
             "minimum": 0,
             "description": "Seconds to wait before the event enters the log.",
         },
+        "tags": {
+            "type": ["array", "null"],
+            "items": {"type": "string", "minLength": 1, "maxLength": 64},
+            "maxItems": 20,
+            "uniqueItems": True,
+            "description": "Words; they are the list `tags` of the metadata.",
+        },
+        "unique": UNIQUE,
         "durable": {
             "type": ["boolean", "null"],
             "default": True,
@@ -212,6 +247,15 @@ PUBLISH_BODY: dict[str, Any] = {
                 "bytes": {
                     "summary": "Bytes of any content type",
                     "value": {"topic": "image.added", "payload_base64": "iVBORw0KGgo=", "content_type": "image/png"},
+                },
+                "unique": {
+                    "summary": "Once an hour for each id",
+                    "value": {
+                        "topic": "invoice.due",
+                        "payload": {"id": 7},
+                        "tags": ["billing"],
+                        "unique": {"fields": ["id"], "within": 3600},
+                    },
                 },
                 "delayed": {
                     "summary": "In a minute",

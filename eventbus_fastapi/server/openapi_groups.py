@@ -61,6 +61,7 @@ _DEAD: dict[str, JsonValue] = {
     "key": "user-1",
     "attempts": 10,
     "died_at": "2026-01-01T00:00:00.000000Z",
+    "tags": ["welcome"],
     "error": _ERROR,
 }
 
@@ -194,6 +195,7 @@ class DeadLetterEntry(BaseModel):
     key: str | None
     attempts: int = Field(description="Attempts begun.")
     died_at: str = Field(description="RFC 3339.")
+    tags: list[str]
     error: AttemptError | None = Field(description="What went wrong last.")
 
 
@@ -316,6 +318,12 @@ CHOICE_BODY = json_body(
                     "died_after": _TIME,
                     "died_before": _TIME,
                     "attempts": {"type": ["integer", "null"], "minimum": 0, "description": "So many, or more."},
+                    "tags": {
+                        "type": ["array", "null"],
+                        "items": {"type": "string", "minLength": 1, "maxLength": 64},
+                        "maxItems": 20,
+                        "description": "All of these.",
+                    },
                 },
             },
             "after": {

@@ -42,6 +42,7 @@ from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
 from eventbus_fastapi.store.recurring import RecurringEvents
 from eventbus_fastapi.store.roster import Roster
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query
+from eventbus_fastapi.store.unique_appends import UniqueAppends
 
 T = TypeVar("T")
 
@@ -104,6 +105,7 @@ class Store(LogReader):
         self.recurring = RecurringEvents(self)
         self.queues = Queues(self)
         self.roster = Roster(self)
+        self.unique = UniqueAppends(self)
         self._renew_locks()
 
     def _renew_locks(self) -> None:

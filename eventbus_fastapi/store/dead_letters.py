@@ -1,7 +1,7 @@
 """Dead letters by filter: found, tried again, forgotten, in bounded steps.
 
-Each has an id beside its seq, in the order in which they died. What the databases cannot all look for, patterns and the
-types of errors, is looked for in pages and without payloads: a group may have a million of them.
+Each has an id beside its seq, in the order in which they died. What the databases cannot all look for (patterns, tags,
+the types of errors) is looked for in pages and without payloads: a group may have a million of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from eventbus_fastapi import codec
 from eventbus_fastapi.store.group import Group
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader
@@ -37,6 +38,7 @@ class DeadEntry(NamedTuple):
     """Attempts begun."""
     died_at: int
     """Unix microseconds."""
+    tags: tuple[str, ...]
     errors: list[dict[str, Any]]
     """What went wrong, oldest first."""
 
@@ -54,10 +56,14 @@ class DeadFilter(NamedTuple):
     """It died before this time."""
     attempts: int = 0
     """So many attempts were begun, or more."""
+    tags: tuple[str, ...] = ()
+    """It has all of these."""
 
     def accepts(self, entry: DeadEntry) -> bool:
         """Say whether a dead letter is meant, as far as the database has not looked at it."""
         if self.patterns and not any(matches(pattern, entry.topic) for pattern in self.patterns):
+            return False
+        if not set(self.tags) <= set(entry.tags):
             return False
         if self.error is None:
             return True
@@ -146,4 +152,8 @@ class DeadLetters:
         }
         async with self._store._translated(), self._store._reader() as connection:
             rows = (await connection.execute(query, parameters)).all()
-        return [DeadEntry._make((*row[:-1], json.loads(row.errors))) for row in rows]
+        return [DeadEntry._make((*row[:-2], _tags(row.metadata), json.loads(row.errors))) for row in rows]
+
+
+def _tags(metadata: str | None) -> tuple[str, ...]:
+    return () if metadata is None else codec.tags_of(codec.load_object(metadata))

@@ -327,6 +327,7 @@ class GroupStatements:
             select(
                 *(dead.c[name] for name in ("id", "group_id", "seq", "message_id", "topic", "key", "attempt")),
                 dead.c.died_at,
+                dead.c.metadata,
                 dead.c.errors,
             )
             .where(

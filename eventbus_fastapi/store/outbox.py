@@ -1,7 +1,8 @@
 """The outbox: hands an event to the caller's own transaction.
 
 One INSERT goes through the caller's connection, whatever its driver, async or sync; it is committed, rolled back or
-undone with a SAVEPOINT like any other row of the caller. Nothing is flushed, committed, or remembered in Python.
+undone with a SAVEPOINT like any other row of the caller. A unique event has another row beside it (see `unique`).
+Nothing is flushed, committed, or remembered in Python.
 
 A commit in this process rings the sequencer's bell. The bell is only a hint: a spurious ring is a look for nothing, a
 missing one is covered by polling.
@@ -21,9 +22,10 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from eventbus_fastapi.errors import InvalidInput, quote
-from eventbus_fastapi.events import Draft
+from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.store.failures import FAILURES, translate
 from eventbus_fastapi.store.statements import Statements
+from eventbus_fastapi.store.unique import UniqueEvents
 
 OUTBOXES = "eventbus_outboxes"
 """Where a pooled connection keeps whom to ring when it is given back."""
@@ -39,10 +41,11 @@ class Outbox:
 
     def __init__(self, statements: Statements, ring: Callable[[], None]) -> None:
         self._sql = statements
+        self._unique = UniqueEvents(statements.tables)
         self.ring = ring
         self._watched: WeakSet[Connection | Pool] = WeakSet()  # those whose listener is in place
 
-    async def add(self, transaction: AsyncTransaction, draft: Draft) -> None:
+    async def add(self, transaction: AsyncTransaction, draft: Draft) -> Receipt:
         """Insert the event through an async session or connection: `add_sync` on the sync one inside it."""
         if isinstance(transaction, async_scoped_session):
             transaction = transaction()
@@ -54,10 +57,10 @@ class Outbox:
             raise InvalidInput(
                 "the AsyncConnection is not started; use it inside 'async with engine.begin() as connection'"
             )
-        await transaction.run_sync(self.add_sync, draft)
+        return await transaction.run_sync(self.add_sync, draft)
 
-    def add_sync(self, transaction: SyncTransaction, draft: Draft) -> None:
-        """Insert the event through a sync session or connection."""
+    def add_sync(self, transaction: SyncTransaction, draft: Draft) -> Receipt:
+        """Insert the event through a sync session or connection, unless it is a duplicate of a unique one."""
         if isinstance(transaction, scoped_session):
             transaction = transaction()
         if not isinstance(transaction, Session | Connection):
@@ -67,13 +70,25 @@ class Outbox:
         try:
             connection = _connection_of(transaction)
             _refuse_false_savepoint(connection)
-            connection.execute(*self._sql.insert_draft(draft))
+            receipt = self._insert(connection, draft)
         except FAILURES as exc:
             raise translate(exc) from exc
         if _commits_alone(connection):
             self.ring()
         else:
             self._watch(transaction, connection)
+        return receipt
+
+    def _insert(self, connection: Connection, draft: Draft) -> Receipt:
+        if draft.unique is not None:
+            if _commits_alone(connection):
+                raise InvalidInput(
+                    "a unique event needs a transaction: the engine commits each statement alone (AUTOCOMMIT)"
+                )
+            if (first := self._unique.first_of(connection, draft)) is not None:
+                return Receipt(first, self._unique.seq_of(connection, first), duplicate=True)
+        connection.execute(*self._sql.insert_draft(draft))
+        return Receipt(draft.message_id, None)
 
     def _watch(self, transaction: Session | Connection, connection: Connection) -> None:
         """Ring when the caller's transaction ends.

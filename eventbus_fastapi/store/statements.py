@@ -28,7 +28,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from eventbus_fastapi.events import MAX_DURATION, Draft
+from eventbus_fastapi.durations import MAX_DURATION
+from eventbus_fastapi.events import Draft
 from eventbus_fastapi.store.schema import Tables
 
 Query = Select[*tuple[Any, ...]]
@@ -219,7 +220,7 @@ class Statements:
     def insert_draft(self, draft: Draft) -> tuple[Insert, dict[str, Any]]:
         """Return the insert that hands one event to the outbox (or to the scheduled), and its parameters."""
         values = draft._asdict()
-        delay, publish_at = values.pop("delay"), values.pop("publish_at")
+        delay, publish_at, _ = values.pop("delay"), values.pop("publish_at"), values.pop("unique")
         if delay is not None:
             return self.schedule_after, {**values, "delay": delay}
         if publish_at is not None:

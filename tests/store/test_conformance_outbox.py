@@ -360,5 +360,5 @@ async def test_an_event_that_the_database_refuses_is_an_error_of_ours(users: Asy
 
 def _row(event: Draft) -> dict[str, Any]:
     values = event._asdict()
-    del values["delay"], values["publish_at"]
+    del values["delay"], values["publish_at"], values["unique"]
     return values

@@ -1,0 +1,79 @@
+"""The publisher of unique events: each call a transaction of its own, which may wait for one that publishes the same.
+
+So it shares no commit with anybody, and whoever publishes something else meanwhile overtakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
+from eventbus_fastapi.events import Draft, Receipt
+from eventbus_fastapi.store import Store
+
+MOST_TRANSACTIONS = 2
+"""At the same time: each has a connection while it waits, and others need some, too."""
+
+
+class UniquePublisher:
+    """See the module's docstring. `on_append` is called with the last seq after every commit."""
+
+    def __init__(self, store: Store, on_append: Callable[[int], None]) -> None:
+        self._store = store
+        self._on_append = on_append
+        self._turn = asyncio.Semaphore(MOST_TRANSACTIONS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_open = False
+
+    def open(self) -> None:
+        self._is_open = True
+
+    def submit(self, drafts: Sequence[Draft]) -> asyncio.Future[list[Receipt]]:
+        """Take drafts to be stored, all or none; return a future of their receipts.
+
+        Cancelling the future withdraws drafts that no transaction has taken.
+
+        Raises:
+            NotRunning: the node is not started or is stopping.
+        """
+        if not self._is_open:
+            raise NotRunning("the bus is not running; use 'async with eventbus:' or mount its router")
+        answer: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._publish(drafts, answer), name="eventbus-unique")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return answer
+
+    async def close(self, timeout: float) -> None:
+        """Take nothing more and wait until everything taken is committed, `timeout` seconds at most."""
+        self._is_open = False
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=timeout)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
+    async def _publish(self, drafts: Sequence[Draft], answer: asyncio.Future[list[Receipt]]) -> None:
+        try:
+            async with self._turn:
+                if answer.cancelled():
+                    return
+                receipts, last_seq = await self._store.unique.append(drafts)
+        except EventBusError as exc:
+            _fail(answer, exc)
+        except BaseException as exc:
+            _fail(answer, StoreUnavailable("the bus stopped before the event was known to be stored"))
+            if not isinstance(exc, asyncio.CancelledError):
+                raise
+        else:
+            if not answer.done():
+                answer.set_result(receipts)
+            self._on_append(last_seq)
+
+
+def _fail(answer: asyncio.Future[list[Receipt]], error: EventBusError) -> None:
+    if not answer.done():
+        answer.set_exception(error)
