@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from eventbus_fastapi.cron import EPOCH, MICROSECOND, time_text
 from eventbus_fastapi.errors import InvalidRecurring, RecurringNotFound
@@ -107,6 +107,9 @@ async def test_several_nodes_publish_each_tick_once(store: Store, open_another: 
         expected = await set_back(store, name, 20)
     await asyncio.gather(*(recurrer(each).publish_due() for each in stores))
     await recurrer(store).publish_due()  # what one passed over because another held it
+    async with store.engine.connect() as connection:  # the ids would hide from the log what was published twice
+        count = select(func.count()).select_from(store.tables.outbox)
+        assert (await connection.execute(count)).scalar_one() == 20 * len(names)
     published = [(message.metadata["recurring"], message.metadata["scheduled_at"]) for message in await log(store)]
     assert sorted(published) == [(name, tick) for name in names for tick in expected]
 
