@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,25 @@ from hypothesis import settings as hypothesis_settings
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
 from tests.databases import KINDS, DatabaseFactory, kind_of, open_factory
-from tests.tables import TablePool, new_log, new_prefix
+from tests.tables import TablePool, log_at, new_prefix
 
 hypothesis_settings.register_profile("default", deadline=None)  # a loaded machine is slow, not wrong
 hypothesis_settings.load_profile("default")
 
 
+IN_MEMORY = Path("/dev/shm")
+"""A file system in memory, where there is one. SQLite waits for the disk at every commit, which is not under test."""
+ROOM = 4 * 2**30
+"""Bytes that must be free there: containers often have a few MB only."""
+
+
 def pytest_configure() -> None:
-    """Forget the settings of whoever runs the tests: a test says itself what differs from the defaults."""
+    """Forget the settings of whoever runs the tests: a test says itself what differs from the defaults.
+
+    Temporary directories are in memory if there is room, unless pytest's options or variables name another place.
+    """
+    if IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free >= ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
     for name in [name for name in os.environ if name.startswith("EVENTBUS_")]:
         if not name.startswith("EVENTBUS_TEST_"):
             del os.environ[name]
@@ -114,7 +126,7 @@ def lend_tables(
 
         def lend(kind: str) -> dict[str, Any]:
             if kind == "sqlite":
-                return {"database_url": new_log(tmp_path / f"{new_prefix()}.db")}
+                return {"database_url": log_at(tmp_path / f"{new_prefix()}.db")}
             pool = table_pool(kind)
             tables = pool.take()
             stack.callback(pool.give_back, tables)

@@ -35,10 +35,11 @@ def new_prefix() -> str:
     return f"t{uuid4().hex[:12]}_"
 
 
-def new_log(path: Path) -> str:
-    """Make a SQLite file with the bus's tables and an epoch of its own, as a first start does; return its URL."""
-    content, epoch = _migrated_file()
-    path.write_bytes(content.replace(epoch, uuid4().bytes))
+def log_at(path: Path) -> str:
+    """Return the URL of a SQLite file; make it if it is not there, with the bus's tables and an epoch of its own."""
+    if not path.exists():
+        content, epoch = _migrated_file()
+        path.write_bytes(content.replace(epoch, uuid4().bytes))
     return f"sqlite+aiosqlite:///{path}"
 
 

@@ -11,11 +11,12 @@ import httpx
 from fastapi import FastAPI
 
 from eventbus_fastapi import EventBus
+from tests.tables import log_at
 
 
 def bus_on(directory: Path, **settings: Any) -> EventBus:
     """Return a bus, not started, with its log in this directory."""
-    return EventBus(f"sqlite+aiosqlite:///{directory}/eventbus.db", **settings)
+    return EventBus(log_at(directory / "eventbus.db"), **settings)
 
 
 def app_of(eventbus: EventBus) -> FastAPI:

@@ -18,6 +18,7 @@ from websockets.typing import Subprotocol
 
 from eventbus_fastapi.bus import EventBus
 from tests.serving import Served, serving
+from tests.tables import log_at
 
 V1 = Subprotocol("eventbus.v1")
 IMPLEMENTATIONS = [
@@ -45,7 +46,7 @@ async def serving_bus(
     directory: Path, *, server: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[ServedBus]:
     """Serve the routes of a new bus on SQLite. `server` are uvicorn's options, `settings` the bus's own."""
-    bus = EventBus(f"sqlite+aiosqlite:///{directory}/bus.db", **settings)
+    bus = EventBus(log_at(directory / "bus.db"), **settings)
     app = FastAPI()
     app.include_router(bus.router())
     async with serving(app, **(server or {})) as served:

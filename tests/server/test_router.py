@@ -46,7 +46,7 @@ async def test_including_the_router_is_all_it_takes(tmp_path: Path) -> None:
 
 
 def test_making_a_router_touches_no_file(tmp_path: Path) -> None:
-    app_of(bus_on(tmp_path))
+    app_of(EventBus(f"sqlite+aiosqlite:///{tmp_path}/eventbus.db"))
 
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -9,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store, create_engine, open_store
 from eventbus_fastapi.store.engines import BEGIN
+from eventbus_fastapi.store.sqlite import CLOCK_TICK
 
 
 class Variant(NamedTuple):
@@ -45,6 +47,12 @@ class PortableOnSQLite(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self._writing = engine.execution_options(**{BEGIN: "IMMEDIATE"})
         self._reading = engine.execution_options(**{BEGIN: "NONE"})
+
+    async def moment(self) -> int:
+        """Wait until this tick of the clock is over, as `SQLiteStore` must too."""
+        now = await self.now()
+        await asyncio.sleep(2 * CLOCK_TICK / 1_000_000)
+        return now + CLOCK_TICK
 
 
 def make_store(variant: Variant, settings: Settings) -> Store:
