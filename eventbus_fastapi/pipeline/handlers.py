@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from eventbus_fastapi.backoff import Backoff, Duration, Sequence, seconds
-from eventbus_fastapi.errors import InvalidEvent, InvalidHandler, quote
+from eventbus_fastapi.errors import InvalidEvent, InvalidGroup, InvalidHandler, quote
 from eventbus_fastapi.events import Event
 from eventbus_fastapi.pipeline.outcome import DEFAULT_BACKOFF
 from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.signature import name_of
 from eventbus_fastapi.pipeline.target import Factory, Target, make_target
+from eventbus_fastapi.store.group_name import MAX_NAME, check_group_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OrderedBy = Literal["key"]
 
-MAX_NAME = 255
-"""Longest name of a group or queue, bytes."""
 DEFAULT_MAX_RETRIES = 10
 
 
@@ -215,11 +214,18 @@ class HandlerGroup:
 
 def _name(handler: Callable[..., Any], group: str | None) -> str:
     if group is not None:
-        return _checked_name(group, "group", group)
+        return _checked_group(group, group)
     name = name_of(handler)
     if "<" in name:
         raise InvalidHandler(name, "it has no name of its own; give it one with group=")
-    return _checked_name(name, "group", f"{_package_of(handler)}.{name}")
+    return _checked_group(name, f"{_package_of(handler)}.{name}")
+
+
+def _checked_group(handler: object, name: object) -> str:
+    try:
+        return check_group_name(name)
+    except InvalidGroup as exc:
+        raise InvalidHandler(str(handler), str(exc)) from None
 
 
 def _package_of(handler: Callable[..., Any]) -> str:

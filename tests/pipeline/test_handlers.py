@@ -549,9 +549,10 @@ def test_what_cannot_be_called_with_an_event_is_refused(handler: Any, message: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": ""}, "group must be a text of 1 to 255 bytes without spaces and control characters, got ''"),
-        ({"group": "ü" * 128}, "group must be a text of 1 to 255 bytes"),
-        ({"group": "\udc80"}, "group must be a text"),
+        ({"group": ""}, "the name of a group must be 1 to 255 bytes without spaces and control characters, got ''"),
+        ({"group": "ü" * 128}, "the name of a group must be 1 to 255 bytes"),
+        ({"group": "\udc80"}, "the name of a group must be"),
+        ({"group": "/mail"}, "the name of a group has no empty part"),
         ({"queue": "e mail"}, "queue must be a text of 1 to 255 bytes without spaces"),
         ({"max_retries": -1}, "max_retries must be an int of at least 0, got -1"),
         ({"max_retries": 1.5}, "max_retries must be an int of at least 0, got 1.5"),
