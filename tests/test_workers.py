@@ -347,8 +347,10 @@ async def test_a_paused_group_waits_and_goes_on(open_bus: OpenBus) -> None:
     await eventually(lambda: seen == [1])
 
 
-async def test_priorities_decide_what_of_a_queue_comes_first(open_bus: OpenBus) -> None:
-    bus = await open_bus()
+async def serve_low_and_high(bus: EventBus) -> tuple[asyncio.Event, list[str]]:
+    """Have the one worker of a queue wait in a handler, beside one of a higher priority; return the gate that it waits
+    at, and the handlers in the order in which they end.
+    """
     bus.queue("default", workers=1)
     gate = asyncio.Event()
     order: list[str] = []
@@ -365,6 +367,12 @@ async def test_priorities_decide_what_of_a_queue_comes_first(open_bus: OpenBus) 
     await serve(bus)
     await bus.publish("low", 0)
     await eventually(lambda: bus.node.consumers.settler.held == 1)
+    return gate, order
+
+
+async def test_priorities_decide_what_of_a_queue_comes_first(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+    gate, order = await serve_low_and_high(bus)
     await bus.publish_many([("low", 1), ("low", 2), ("high", 3)])
     await eventually(lambda: all(consumer.has_work for consumer in bus.node.consumers))
     gate.set()
@@ -375,22 +383,7 @@ async def test_priorities_decide_what_of_a_queue_comes_first(open_bus: OpenBus) 
 @pytest.mark.databases("sqlite")
 async def test_a_group_that_is_deleted_holds_back_none_of_a_lower_priority(open_bus: OpenBus) -> None:
     bus = await open_bus()
-    bus.queue("default", workers=1)
-    gate = asyncio.Event()
-    order: list[str] = []
-
-    @bus.handler("low", group="low")
-    async def low(event: int) -> None:
-        await gate.wait()
-        order.append("low")
-
-    @bus.handler("high", group="high", priority=5)
-    async def high(event: int) -> None:
-        order.append("high")
-
-    await serve(bus)
-    await bus.publish("low", 0)
-    await eventually(lambda: bus.node.consumers.settler.held == 1)
+    gate, order = await serve_low_and_high(bus)
     await bus.publish_many([("low", 1), ("high", 2)])
     await eventually(lambda: all(consumer.has_work for consumer in bus.node.consumers))
     await bus.groups.delete("high")

@@ -105,9 +105,7 @@ def discard(
     wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts, tag), is_all=is_all)
 
     async def work(steward: Steward) -> int:
-        if seqs:
-            return await steward.discard(group, seqs)
-        return await _all(lambda after: steward.discard_matching(group, wanted, after=after))
+        return await _change(group, seqs, wanted, steward.discard, steward.discard_matching)
 
     show(f"dead letters of group {quote(group)} discarded: {with_steward(database_url, work):,}")
 
@@ -128,9 +126,7 @@ def retry(
     wanted = _choice(seqs, _filter(pattern, error, died_after, died_before, attempts, tag), is_all=is_all)
 
     async def work(steward: Steward) -> int:
-        if seqs:
-            return await steward.retry(group, seqs)
-        return await _all(lambda after: steward.retry_matching(group, wanted, after=after))
+        return await _change(group, seqs, wanted, steward.retry, steward.retry_matching)
 
     show(f"dead letters of group {quote(group)} tried again: {with_steward(database_url, work):,}")
 
@@ -178,12 +174,20 @@ async def _find(steward: Steward, group: str | None, wanted: DeadFilter, count: 
     return found
 
 
-async def _all(change: Callable[[int], Awaitable[Changed]]) -> int:
-    """Change all that are meant, step by step; return how many there were."""
-    changed = await change(0)
+async def _change(
+    group: str,
+    seqs: Sequence[int] | None,
+    wanted: DeadFilter,
+    change: Callable[[str, Sequence[int]], Awaitable[int]],
+    change_matching: Callable[..., Awaitable[Changed]],
+) -> int:
+    """Change all that are meant, by seq or step by step; return how many there were."""
+    if seqs:
+        return await change(group, seqs)
+    changed = await change_matching(group, wanted, after=0)
     total = changed.done
     while changed.next is not None:
-        changed = await change(changed.next)
+        changed = await change_matching(group, wanted, after=changed.next)
         total += changed.done
     return total
 
