@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from eventbus_fastapi import Attempt, BusSession, Discard, Event, EventBus, Fixed, Message, Retry
+from eventbus_fastapi import Attempt, BusSession, Discard, Event, EventBus, Fixed, Message, Retry, Unique
 from eventbus_fastapi.errors import InvalidEvent, NotRunning
 from eventbus_fastapi.testing import BusTester, swap
 from tests import documents
@@ -416,3 +416,14 @@ def test_the_suite_of_testing_md_passes_with_the_app_of_the_readme(pytester: pyt
     result = pytester.runpytest_subprocess("-q")
     result.assert_outcomes(passed=3)
     assert not (pytester.path / "eventbus.db").exists()
+
+
+async def test_a_duplicate_is_shown_as_the_real_bus_shows_it(bus: BusTester) -> None:
+    async with bus:
+        first = await bus.eventbus.publish("a", {"id": 1}, unique=Unique(within=60))
+        assert await bus.eventbus.publish("a", {"id": 1}, unique=Unique(within=60)) == first._replace(duplicate=True)
+        async with AsyncSession(bus.eventbus.engine) as session:
+            assert (await bus.eventbus.publish_txn(session, "a", {"id": 1}, unique=Unique(within=60))).duplicate
+        bus.clock.move(61)
+        assert not (await bus.eventbus.publish("a", {"id": 1}, unique=Unique(within=60))).duplicate
+        assert len(await bus.published("a")) == 2

@@ -53,6 +53,7 @@ DIED = Died()
         (["--error", "ConnectError"], [1, 2, 3]),
         (["--error", "ValueError"], []),
         (["--attempts", "2"], []),
+        (["--tag", "billing"], []),
         (["--died-after", "2020-01-01"], [1, 2, 3]),
         (["--died-before", "2020-01-01T00:00:00Z"], []),
         (["-n", "2"], [1, 2]),

@@ -7,6 +7,7 @@ import pytest
 from eventbus_fastapi.pipeline.retention import BATCH, Retention
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.unique import Unique
 from tests.drafts import draft, drafts
 from tests.waiting import eventually
 
@@ -46,6 +47,14 @@ async def test_younger_events_stay(store: Store) -> None:
     await store.append(drafts(3))
     await retention(store, retention_age=3_600).run_once()
     assert await seqs(store) == [1, 2, 3]
+
+
+async def test_what_is_not_unique_any_more_is_forgotten(store: Store) -> None:
+    await store.unique.append([draft(unique=Unique()), draft("b", unique=Unique(within=60))])
+    assert await retention(store).run_once() == 7.0
+    async with store.engine.connect() as connection:
+        rows = await connection.exec_driver_sql("SELECT until IS NULL FROM bus_unique")
+        assert rows.scalars().all() == [0]
 
 
 async def test_expired_events_go_without_any_setting(store: Store) -> None:

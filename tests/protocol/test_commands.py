@@ -33,6 +33,7 @@ from eventbus_fastapi.protocol.commands import (
     parse_client_frame,
 )
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.unique import Unique
 
 LIMITS = Settings(max_frame=4_096, max_payload=1_000, max_batch=3, buffer=100)
 ID = "0192f0c1-2d3e-7a4b-8c5d-6e7f8091a2b3"
@@ -511,6 +512,23 @@ def test_a_draft_arrives_as_it_left(payload: Any, content_type: str | None) -> N
         message_id=new_message_id(),
         max_payload=1_000,
     )
+
+    command = parse(client_frame(Publish((draft,), 1)))
+
+    assert isinstance(command, Publish), command
+    assert command.drafts == (draft,)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Unique(),
+        Unique(fields=[], within=0.5),
+        Unique(fields=["id"], key=True, metadata=["tags"], within=60, replace=["payload", "schedule"]),
+    ],
+)
+def test_a_unique_draft_with_tags_arrives_as_it_left(rule: Unique) -> None:
+    draft = make_draft("a", {"id": 1}, key="k", tags=["x"], unique=rule, max_payload=100)
 
     command = parse(client_frame(Publish((draft,), 1)))
 

@@ -52,6 +52,22 @@ async def test_an_event_is_stored_and_answered_with_its_place(eventbus: EventBus
     assert answer.json() == {"seq": 1, "message_id": str(message.message_id), "duplicate": False}
 
 
+async def test_the_same_is_stored_once_and_answered_with_the_first_one(
+    eventbus: EventBus, http: httpx.AsyncClient
+) -> None:
+    event = {"topic": "a", "payload": {"id": 1}, "tags": ["x"], "unique": {"fields": ["id"], "within": 60}}
+
+    first = await http.post("/publish", json=event)
+    again = await http.post("/publish", json=[event, {**event, "payload": {"id": 2}}])
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json()[0] == {**first.json(), "duplicate": True}
+    assert [(message.payload, message.tags) for message in await logged(eventbus)] == [
+        ({"id": 1}, ("x",)),
+        ({"id": 2}, ("x",)),
+    ]
+
+
 async def test_everything_that_an_event_may_carry_is_stored(eventbus: EventBus, http: httpx.AsyncClient) -> None:
     event = {
         "topic": "user.created",
@@ -164,6 +180,14 @@ async def test_an_event_that_is_not_durable_reaches_who_listens_and_is_not_store
         ({"topic": "a", "payload": 1, "content_type": "text/plain"}, "payload.invalid", ["text/plain", "int"]),
         ({"topic": "a", "payload": 1, "durable": False, "delay": 1}, "event.invalid", ["durable", "delay"]),
         ({"topic": "a", "payload": [[[[[[[[[1]]]]]]]]]}, "payload.invalid", ["deep"]),
+        ({"topic": "a", "payload": 1, "tags": "x"}, "request.invalid", ["'tags'", "a list", "'x'"]),
+        ({"topic": "a", "payload": 1, "tags": ["x", "x"]}, "event.invalid", ["'x'", "twice"]),
+        ({"topic": "a", "payload": 1, "unique": True}, "request.invalid", ["'unique'", "an object", "true"]),
+        ({"topic": "a", "payload": 1, "unique": {"field": []}}, "request.invalid", ["'unique'", "'field'", "fields"]),
+        ({"topic": "a", "payload": 1, "unique": {"within": "1"}}, "request.invalid", ["'unique'", "'within'", "'1'"]),
+        ({"topic": "a", "payload": 1, "unique": {"within": 0}}, "event.invalid", ["unique.within", "more than 0"]),
+        ({"topic": "a", "payload": 1, "unique": {"fields": ["x"]}}, "event.invalid", ["JSON object", "int"]),
+        ({"topic": "a", "payload": 1, "unique": {}, "durable": False}, "event.invalid", ["durable", "unique"]),
         ([], "request.invalid", ["at least one", "empty list"]),
         ([1], "request.invalid", ["events[0]", "an event object", "got 1"]),
         ([[]], "request.invalid", ["events[0]", "an event object", "a list of 0"]),

@@ -63,6 +63,15 @@ async def test_a_list_says_what_died_of_what_and_when(store: Store, group: Group
     assert before <= entry.died_at <= await store.now()
 
 
+async def test_they_are_found_by_tags(store: Store, group: Group) -> None:
+    await store.append([draft(tags=["billing", "eu"]), draft(tags=["eu"]), draft(metadata={"tags": "eu"}), draft()])
+    claimed = await claim(store, group)
+    await store.groups.settle([claimed._replace(dead=[Death(seq, 1, [VALUE]) for seq in range(1, 5)])])
+    assert await found(store, group, tags=("eu",)) == [1, 2]
+    assert await found(store, None, tags=("eu", "billing")) == [1]
+    assert await found(store, group, tags=("us",)) == []
+
+
 async def test_they_are_found_by_pattern(store: Store, group: Group) -> None:
     await kill(store, group, "order.placed", "user.created", "order.paid")
     assert await found(store, group, patterns=("order.*",)) == [1, 3]
