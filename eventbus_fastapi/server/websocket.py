@@ -53,9 +53,9 @@ from eventbus_fastapi.protocol.commands import (
     Reject,
     Subscribe,
     Unsubscribe,
-    parse_client_frame,
 )
 from eventbus_fastapi.protocol.events import Sub
+from eventbus_fastapi.protocol.parser import parse_client_frame
 from eventbus_fastapi.server import tasks
 from eventbus_fastapi.server.auto_ack import AutoAck
 from eventbus_fastapi.server.feed import Feed

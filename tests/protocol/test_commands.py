@@ -30,8 +30,8 @@ from eventbus_fastapi.protocol.commands import (
     Subscribe,
     Unsubscribe,
     client_frame,
-    parse_client_frame,
 )
+from eventbus_fastapi.protocol.parser import parse_client_frame
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.unique import Unique
 
