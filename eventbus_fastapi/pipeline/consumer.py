@@ -333,6 +333,7 @@ class Consumer:
     def _receive(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             delivery.on_gone = partial(self._note_lost, delivery)
+            delivery.archive = self.group.archive
         self._settler.hold(deliveries)
         if self.group.ordered_by is None:
             self._ready.extend(deliveries)

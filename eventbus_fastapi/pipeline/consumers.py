@@ -35,7 +35,7 @@ class Consumers:
     def __init__(self, groups: Groups, *, open_subscription: OpenSubscription, lease: float) -> None:
         self.groups = groups
         self.owner = name_node()
-        self.settler = Settler(groups, lease=lease)
+        self.settler = Settler(groups, lease=lease, owner=self.owner)
         self._rescuer = Rescuer(groups, lambda: tuple(self))
         self._open_subscription = open_subscription
         self._lease = lease

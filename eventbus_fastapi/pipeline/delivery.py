@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID
 
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.outcome import Outcome
+from eventbus_fastapi.settings import ArchiveMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,10 @@ class Delivery:
     """See the module's docstring."""
 
     __slots__ = (
+        "_began_at",
+        "archive",
         "attempt",
+        "duration",
         "errors",
         "group_id",
         "is_lost",
@@ -57,6 +62,11 @@ class Delivery:
         """Records of the attempts that failed, oldest first."""
         self.is_retry = is_retry
         """True if it has a row of its own in the store, False if it is part of a range."""
+        self.archive: ArchiveMode = "none"
+        """Which endings its group keeps; the consumer sets it."""
+        self.duration: int | None = None
+        """How long the attempt took, microseconds; None: it was not begun, or has not ended."""
+        self._began_at: float | None = None
         self.is_settled = False
         self.is_lost = False
         """True once the lease is another's: what is done now is done twice."""
@@ -66,6 +76,15 @@ class Delivery:
         """Called when it is lost, for whoever handles it."""
         self.on_written: Callable[[], object] | None = None
         """Called when its outcome is in the store."""
+
+    def begin(self) -> None:
+        """Whoever handles it has it now."""
+        self._began_at = time.perf_counter()
+
+    def end(self) -> None:
+        """It was handled, however that ended."""
+        if self._began_at is not None:
+            self.duration = round((time.perf_counter() - self._began_at) * 1_000_000)
 
     def __repr__(self) -> str:
         return f"<Delivery seq={self.message.seq} attempt={self.attempt}>"

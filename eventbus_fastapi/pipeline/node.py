@@ -40,7 +40,7 @@ from eventbus_fastapi.pipeline.start import resolve_start
 from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, Steward
 from eventbus_fastapi.pipeline.subscription import Policy, Subscription
 from eventbus_fastapi.pipeline.unique_publisher import UniquePublisher
-from eventbus_fastapi.settings import Overflow, Settings
+from eventbus_fastapi.settings import ArchiveMode, Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
 from eventbus_fastapi.store.group import OrderedBy
 from eventbus_fastapi.store.recurring import Declaration
@@ -365,6 +365,7 @@ class Node:
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
         max_in_flight: int | None = None,
         rate_limit: str | None = None,
+        archive: ArchiveMode = "none",
         is_declared: bool = False,
         poll_interval: float = POLL_INTERVAL,
     ) -> Consumer:
@@ -388,6 +389,7 @@ class Node:
             max_attempts=max_attempts,
             max_in_flight=max_in_flight,
             rate_limit=rate_limit,
+            archive=archive,
             is_declared=is_declared,
         )
         self._require_running()

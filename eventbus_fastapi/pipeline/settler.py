@@ -10,7 +10,6 @@ given back once the database answers.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterable
 from typing import NamedTuple, assert_never
@@ -19,9 +18,9 @@ from uuid import UUID
 from eventbus_fastapi.errors import EventBusError, LeaseLost, StoreUnavailable
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
-from eventbus_fastapi.pipeline.error_record import ErrorRecord
+from eventbus_fastapi.pipeline.ending import ending_of, with_error
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
-from eventbus_fastapi.store.group import Again, Death, HeldRetry, Settlement
+from eventbus_fastapi.store.group import Again, Death, Ending, HeldRetry, Settlement
 from eventbus_fastapi.store.groups import Groups
 
 logger = logging.getLogger(__name__)
@@ -45,9 +44,10 @@ class Settler:
 
     name = "settler"
 
-    def __init__(self, groups: Groups, *, lease: float) -> None:
+    def __init__(self, groups: Groups, *, lease: float, owner: str) -> None:
         self.bell = Bell()
         self._groups = groups
+        self._owner = owner
         self._lease = lease
         self._held: dict[UUID, dict[int, Delivery]] = {}
         self._entries: dict[UUID, dict[int, Entry]] = {}
@@ -94,7 +94,7 @@ class Settler:
 
         The delivery must be the only one of its lease.
         """
-        return _settlement([Entry(delivery, settled, None)], () if not delivery.is_retry else None)
+        return _settlement([Entry(delivery, settled, None)], () if not delivery.is_retry else None, self._owner)
 
     def forget(self, delivery: Delivery) -> None:
         """Somebody else has settled it, and committed that."""
@@ -233,9 +233,10 @@ class Settler:
     def _settlement(self, entries: list[Entry]) -> Settlement:
         first = entries[0].delivery
         if first.is_retry:
-            return _settlement(entries, None)
+            return _settlement(entries, None, self._owner)
         settled = {entry.delivery.message.seq for entry in entries}
-        return _settlement(entries, [seq for seq in self._held.get(first.token, ()) if seq not in settled])
+        pending = [seq for seq in self._held.get(first.token, ()) if seq not in settled]
+        return _settlement(entries, pending, self._owner)
 
     async def _renew(self) -> None:
         tokens: list[UUID] = []
@@ -280,33 +281,32 @@ class Settler:
         return max(0.0, min(times) - now) if times else None
 
 
-def _settlement(entries: list[Entry], pending: Iterable[int] | None) -> Settlement:
+def _settlement(entries: list[Entry], pending: Iterable[int] | None, owner: str) -> Settlement:
     done: list[int] = []
     again: list[Again] = []
     dead: list[Death] = []
+    endings: list[Ending] = []
     for delivery, settled, _ in entries:
         seq, attempt = delivery.message.seq, delivery.attempt
         match settled:
             case Ack() | Discard():
                 done.append(seq)
             case Retry():
-                again.append(Again(seq, attempt, _micros(settled.after), _with(delivery, settled.error)))
+                again.append(Again(seq, attempt, _micros(settled.after), with_error(delivery, settled.error)))
             case Snooze():
                 again.append(Again(seq, attempt - 1, _micros(settled.after), delivery.errors))
             case Release():
                 again.append(Again(seq, attempt - 1, 0, delivery.errors))
             case Dead():
-                dead.append(Death(seq, attempt, _with(delivery, settled.error)))
+                dead.append(Death(seq, attempt, with_error(delivery, settled.error)))
             case _:
                 assert_never(settled)
+        ending = ending_of(delivery, settled, owner)
+        if ending is not None:
+            endings.append(ending)
     first = entries[0].delivery
-    return Settlement(
-        first.group_id, first.token, done, again, dead, pending=None if pending is None else tuple(pending)
-    )
-
-
-def _with(delivery: Delivery, error: ErrorRecord | None) -> list[dict[str, object]]:
-    return delivery.errors if error is None else [*delivery.errors, json.loads(error.to_json())]
+    held = None if pending is None else tuple(pending)
+    return Settlement(first.group_id, first.token, done, again, dead, pending=held, endings=endings)
 
 
 def _micros(seconds: float | None) -> int:

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from eventbus_fastapi import codec
 from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, quote
 from eventbus_fastapi.pipeline.start import Start, resolve_start
 from eventbus_fastapi.store import Store
-from eventbus_fastapi.store.dead_letters import PAGE, Changed, DeadEntry, DeadFilter
-from eventbus_fastapi.store.group import DeadLetter, Figures, Group, OrderedBy, WaitingRetry
+from eventbus_fastapi.store.dead_letters import Changed, DeadEntry, DeadFilter
+from eventbus_fastapi.store.group import ArchiveMode, DeadLetter, Figures, Group, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.limits import RateLimit, limit_period
+from eventbus_fastapi.store.pages import PAGE
 from eventbus_fastapi.store.reader import LARGEST_SEQ
 from eventbus_fastapi.topics import check_pattern
 
@@ -91,6 +92,7 @@ class Steward:
         max_attempts: int = DEFAULT_MAX_ATTEMPTS,
         max_in_flight: int | None = None,
         rate_limit: str | None = None,
+        archive: ArchiveMode = "none",
     ) -> GroupStatus:
         """Make a group that reads from `start`; one that exists keeps its place, and takes over the rest.
 
@@ -112,6 +114,8 @@ class Steward:
             raise InvalidGroup(f"max_in_flight must be an int ≥ 1, or None, got {quote(max_in_flight)}")
         if rate_limit is not None and rate_limit not in {limit.name for limit in await self._groups.limits.all()}:
             raise InvalidGroup(f"there is no rate limit {quote(rate_limit)}")
+        if archive not in get_args(ArchiveMode):
+            raise InvalidGroup(f"archive must be one of {', '.join(get_args(ArchiveMode))}, got {quote(archive)}")
         group = await self._groups.ensure(
             check_group_name(name),
             chosen,
@@ -120,6 +124,7 @@ class Steward:
             max_attempts=max_attempts,
             max_in_flight=max_in_flight,
             rate_limit=rate_limit,
+            archive=archive,
             is_declared=True,
         )
         return await self._status(group)
@@ -150,7 +155,7 @@ class Steward:
         return after
 
     async def delete(self, name: str) -> None:
-        """Forget a group with its place, its retries and its dead letters."""
+        """Forget a group with its place, its retries, its dead letters and its archive."""
         self._require()
         await self._groups.delete(name)
 

@@ -145,6 +145,7 @@ class Worker:
             max_attempts=handler.max_attempts,
             max_in_flight=handler.max_in_flight,
             rate_limit=handler.rate_limit,
+            archive=queue.archive,
             is_declared=True,
             poll_interval=queue.poll_interval,
         )
@@ -154,13 +155,13 @@ class Worker:
         if handler.is_transactional:
             await self._run_in_transaction(handler, consumer, delivery)
         else:
-            outcome = await self._executor.execute(handler, delivery.message, delivery.attempt)
+            outcome = await self._execute(handler, delivery)
             _settle(handler, consumer, delivery, outcome)
 
     async def _run_in_transaction(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> None:
         settler = self._node.consumers.settler
         async with AsyncSession(self._engine, expire_on_commit=False) as session:
-            outcome = await self._executor.execute(handler, delivery.message, delivery.attempt, session=session)
+            outcome = await self._execute(handler, delivery, session)
             if isinstance(outcome, Ack | Discard | Snooze):
                 settlement = settler.settlement(delivery, outcome)
                 try:
@@ -178,6 +179,12 @@ class Worker:
                 return
             await session.rollback()
         _settle(handler, consumer, delivery, outcome)
+
+    async def _execute(self, handler: Handler, delivery: Delivery, session: AsyncSession | None = None) -> Outcome:
+        delivery.begin()
+        outcome = await self._executor.execute(handler, delivery.message, delivery.attempt, session=session)
+        delivery.end()
+        return outcome
 
     async def give_back(self, consumer: Consumer) -> None:
         await self._node.consumers.close(consumer)

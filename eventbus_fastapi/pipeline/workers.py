@@ -63,7 +63,8 @@ class Workers:
         check_limit(limit)
         self._limits[limit.name] = limit
 
-    def _described(self, name: str) -> Queue:
+    def described(self, name: str) -> Queue:
+        """Return how a queue is served, from the next start on."""
         queue = self._queues.get(name, Queue(name))
         settings = self._node.settings.queues.get(name)
         return queue if settings is None else queue.replaced_by(settings)
@@ -89,7 +90,7 @@ class Workers:
         )
         self._worker = Worker(self._node, self._executor, self._engine())
         try:
-            await self._worker.start(served, self._described, self._limits)
+            await self._worker.start(served, self.described, self._limits)
         except BaseException:
             self.shutdown()
             await self.join(0)

@@ -168,6 +168,7 @@ class GroupFeed:
     def _hold(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             delivery.on_lost = lambda lost=delivery: self._on_lost(lost)
+            delivery.begin()
         self._holdings.hold(deliveries, self._loop.time())
         self._note_room()
         self._set_timer()
@@ -254,6 +255,7 @@ class GroupFeed:
                 lost.append(seq)
                 continue
             delivery.on_lost = None
+            delivery.end()
             decided = outcome(delivery)
             if is_awaited or decided is not ACK:
                 settled.append(self._write(delivery, decided))
@@ -326,6 +328,7 @@ class GroupFeed:
             )
             for delivery in overdue:
                 delivery.on_lost = None
+                delivery.end()
                 message = f"connection {self._connection} did not settle it within {self.ack_wait:g} seconds"
                 self._write(delivery, self._failed(delivery, "AckWaitEnded", message, 0))
             self._tell_lost([delivery.message.seq for delivery in overdue])

@@ -33,6 +33,7 @@ from eventbus_fastapi.errors import (
 from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
+from eventbus_fastapi.store.archive import Archive
 from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.dead_letters import DeadLetters
 from eventbus_fastapi.store.engines import close_engine
@@ -102,6 +103,7 @@ class Store(LogReader):
         super().__init__(engine, settings, owns_engine=owns_engine)
         self.groups = Groups(self)
         self.dead_letters = DeadLetters(self, self.groups)
+        self.archive = Archive(self)
         self.recurring = RecurringEvents(self)
         self.queues = Queues(self)
         self.roster = Roster(self)

@@ -6,21 +6,18 @@ the types of errors) is looked for in pages and without payloads: a group may ha
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from eventbus_fastapi import codec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventbus_fastapi.store import pages
 from eventbus_fastapi.store.group import Group
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader
-from eventbus_fastapi.topics import matches
-
-PAGE = 200
-"""Dead letters that are looked at, or changed in one transaction, at a time."""
-PAGES = 50
-"""Pages that one call looks at before it returns with what it has."""
 
 Change = Callable[[Group, Sequence[int]], Awaitable[int]]
 
@@ -61,14 +58,7 @@ class DeadFilter(NamedTuple):
 
     def accepts(self, entry: DeadEntry) -> bool:
         """Say whether a dead letter is meant, as far as the database has not looked at it."""
-        if self.patterns and not any(matches(pattern, entry.topic) for pattern in self.patterns):
-            return False
-        if not set(self.tags) <= set(entry.tags):
-            return False
-        if self.error is None:
-            return True
-        kind = str(entry.errors[-1].get("type")) if entry.errors else ""
-        return kind == self.error or kind.endswith(f".{self.error}")
+        return pages.is_meant(entry, patterns=self.patterns, tags=self.tags, error=self.error)
 
 
 class DeadPage(NamedTuple):
@@ -101,18 +91,11 @@ class DeadLetters:
 
         What is rare may give fewer, or none, with a `next` to go on after: one call looks at a part of them.
         """
-        found: list[DeadEntry] = []
-        for _ in range(PAGES):
-            page = await self._page(group, wanted, after)
-            for entry in page:
-                if wanted.accepts(entry):
-                    found.append(entry)
-                if len(found) == limit:
-                    return DeadPage(found, None if entry is page[-1] and len(page) < PAGE else entry.id)
-            if len(page) < PAGE:
-                return DeadPage(found, None)
-            after = page[-1].id
-        return DeadPage(found, after)
+
+        async def read(after: int) -> list[DeadEntry]:
+            return await self._page(group, wanted, after)
+
+        return DeadPage(*await pages.find(read, wanted.accepts, after=after, limit=limit))
 
     async def revive(self, group: Group, wanted: DeadFilter, *, after: int = 0) -> Changed:
         """Have those of a group that are meant tried again at once, with all their attempts and without their TTL."""
@@ -122,16 +105,29 @@ class DeadLetters:
         """Forget those of a group that are meant."""
         return await self._change(self._groups.discard, group, wanted, after)
 
+    async def remove(self, *, before: int, limit: int = 1_000) -> int:
+        """Remove up to `limit` that died before a time (unix microseconds), the oldest; return how many."""
+        async with self._store._translated(), self._store._reader() as connection:
+            rows = (await connection.execute(self._sql.oldest_dead, {"limit": limit})).all()
+        ids = [row.id for row in itertools.takewhile(lambda row: row.died_at < before, rows)]
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(self._sql.remove_dead_ids, {"ids": ids})
+
+        if ids:
+            await self._store.transact(work)
+        return len(ids)
+
     async def _change(self, change: Change, group: Group, wanted: DeadFilter, after: int) -> Changed:
         """Change them page by page, but none that dies meanwhile: one that is tried again may die again at once."""
         newest = await self._newest()
         count = 0
-        for _ in range(PAGES):
+        for _ in range(pages.PAGES):
             page = await self._page(group, wanted, after)
             seqs = [entry.seq for entry in page if entry.id <= newest and wanted.accepts(entry)]
             if seqs:
                 count += await change(group, seqs)
-            if len(page) < PAGE or page[-1].id >= newest:
+            if len(page) < pages.PAGE or page[-1].id >= newest:
                 return Changed(count, None)
             after = page[-1].id
         return Changed(count, after)
@@ -147,13 +143,9 @@ class DeadLetters:
             "since": wanted.since,
             "until": wanted.until,
             "attempts": wanted.attempts,
-            "limit": PAGE,
+            "limit": pages.PAGE,
             **({} if group is None else {"group_id": group.id}),
         }
         async with self._store._translated(), self._store._reader() as connection:
             rows = (await connection.execute(query, parameters)).all()
-        return [DeadEntry._make((*row[:-2], _tags(row.metadata), json.loads(row.errors))) for row in rows]
-
-
-def _tags(metadata: str | None) -> tuple[str, ...]:
-    return () if metadata is None else codec.tags_of(codec.load_object(metadata))
+        return [DeadEntry._make((*row[:-2], pages.tags_in(row.metadata), json.loads(row.errors))) for row in rows]

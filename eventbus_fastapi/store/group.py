@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
@@ -10,6 +11,11 @@ from eventbus_fastapi.events import Message
 from eventbus_fastapi.settings import ArchiveMode as ArchiveMode  # of a group, and what a deployment says of it
 
 OrderedBy = Literal["key"]
+Ended = Literal["acked", "discarded", "dead"]
+"""How an event can end in a group."""
+
+MOST_ERRORS = 20
+"""Errors of an event that are kept, the newest."""
 
 
 class Group(NamedTuple):
@@ -90,6 +96,19 @@ class Death(NamedTuple):
     errors: list[dict[str, Any]]
 
 
+class Ending(NamedTuple):
+    """How an event has ended, for the archive of its group."""
+
+    message: Message
+    outcome: Ended
+    attempt: int
+    duration: int | None
+    """Of the last attempt, microseconds; None: nobody knows."""
+    owner: str
+    """The node that made it."""
+    errors: Sequence[dict[str, Any]]
+
+
 class Settlement(NamedTuple):
     """What has become of events that one token holds."""
 
@@ -101,6 +120,8 @@ class Settlement(NamedTuple):
     dead: Sequence[Death] = ()
     pending: Sequence[int] | None = None
     """Of a claim: the seqs that are still held after this. None: the token is that of a retry."""
+    endings: Sequence[Ending] = ()
+    """What of it goes to the archive."""
 
     @property
     def seqs(self) -> list[int]:
@@ -148,3 +169,8 @@ class DeadLetter(NamedTuple):
     attempt: int
     errors: list[dict[str, Any]]
     died_at: int
+
+
+def errors_text(errors: Sequence[dict[str, Any]]) -> str:
+    """Return errors as they are stored, the newest."""
+    return json.dumps(errors[-MOST_ERRORS:])

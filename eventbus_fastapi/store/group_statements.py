@@ -41,7 +41,7 @@ class GroupStatements:
 
     def __init__(self, tables: Tables) -> None:
         event, group, lease = tables.event, tables.group, tables.lease
-        retry, dead, head = tables.retry, tables.dead_letter, tables.head
+        retry, dead, head, archive = tables.retry, tables.dead_letter, tables.head, tables.archive
         now = now_micros()
 
         # --- groups ---
@@ -72,7 +72,7 @@ class GroupStatements:
         )
         """What the group had in flight is gone; parameters: group_id, count."""
         self.remove_group: tuple[Delete, ...] = (
-            *(delete(table).where(table.c.group_id == _big("group_id")) for table in (lease, retry, dead)),
+            *(delete(table).where(table.c.group_id == _big("group_id")) for table in (lease, retry, dead, archive)),
             delete(group).where(group.c.id == _big("group_id")),
         )
         self.drop_leases: tuple[Delete, ...] = self.remove_group[:2]
@@ -322,6 +322,8 @@ class GroupStatements:
             .limit(bindparam("limit"))
         )
         self.read_dead_at: Query = select(*letter).where(dead.c.group_id == _big("group_id"), dead.c.seq == _big("seq"))
+        self.oldest_dead: Query = select(dead.c.id, dead.c.died_at).order_by(dead.c.id).limit(bindparam("limit"))
+        self.remove_dead_ids: Delete = delete(dead).where(dead.c.id.in_(bindparam("ids", expanding=True)))
         self.newest_dead: Query = select(func.max(dead.c.id))
         listed: Query = (
             select(

@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventbus_fastapi.errors import GroupNotFound, LeaseLost, NotFound, quote
 from eventbus_fastapi.events import Message
+from eventbus_fastapi.store.archive import Archive
 from eventbus_fastapi.store.database import AnyRow, Collision
 from eventbus_fastapi.store.group import (
     Again,
@@ -37,6 +38,7 @@ from eventbus_fastapi.store.group import (
     Claim,
     DeadLetter,
     Death,
+    Ending,
     Figures,
     Group,
     Held,
@@ -45,6 +47,7 @@ from eventbus_fastapi.store.group import (
     OrderedBy,
     Settlement,
     WaitingRetry,
+    errors_text,
 )
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
@@ -58,8 +61,6 @@ RESCUED = 10
 MOST_LOSSES = 2
 """After so many attempts in a row that ended without a word, an event is handed out alone: it may be what kills those
 who hold it, and its neighbours' attempts would be counted with its own."""
-MOST_ERRORS = 20
-"""Errors of an event that are kept, the newest."""
 
 
 class Groups:
@@ -69,6 +70,7 @@ class Groups:
         self._store = store
         self.sql = GroupStatements(store.tables)
         self.limits = Limits(store)
+        self._archive = Archive(store)
 
     # --- groups ---
 
@@ -180,8 +182,11 @@ class Groups:
         await self._store.transact(work)
 
     async def delete(self, name: str) -> None:
-        """Forget a group with all it has in flight, its retries and its dead letters."""
+        """Forget a group with all it has in flight, its retries, its dead letters and its archive."""
         group_id = (await self.get(name)).id
+        # The archive may be long: first in parts, so that little of it is left for the one transaction.
+        while await self._archive.remove_of_group(group_id):
+            pass
 
         async def work(connection: AsyncConnection) -> None:
             # First the lock that a claim takes: its lease would be written behind the group's last.
@@ -304,7 +309,9 @@ class Groups:
             rows = (await connection.execute(due, {"group_id": group.id, "limit": limit + len(taken)})).all()
             held: list[_Candidate] = []
             dead: list[Death] = []
+            ended: list[Ending] = []
             gone: list[int] = []
+            archive = row.archive
             for row in rows:
                 if len(held) == room.events:
                     break
@@ -315,6 +322,7 @@ class Groups:
                     gone.append(row.seq)
                 elif candidate.attempt >= group.max_attempts:
                     dead.append(Death(row.seq, candidate.attempt, candidate.errors))
+                    ended.append(candidate.ending(owner))
                 elif candidate.losses >= MOST_LOSSES and held:
                     continue
                 else:
@@ -324,6 +332,8 @@ class Groups:
             await self._bury(connection, group.id, dead, is_retry=True)
             await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
             await self.limits.grant(connection, group, len(held))
+            if archive in ("all", "failed"):
+                await self._archive.add(connection, group.id, ended)
             if held:
                 await connection.execute(
                     self.sql.hold_retry,
@@ -406,6 +416,7 @@ class Groups:
         for item in live:
             await self._add_retries(connection, item.group_id, item.again, losses=0)
             await self._bury(connection, item.group_id, item.dead, is_retry=False)
+            await self._archive.add(connection, item.group_id, item.endings)
         return {(item.token, seq) for item in settlements if item.token not in alive for seq in item.seqs}
 
     async def _settle_held(self, connection: AsyncConnection, item: Settlement) -> set[tuple[UUID, int]]:
@@ -430,11 +441,13 @@ class Groups:
                         "held": item.token,
                         "attempt": again.attempt,
                         "delay": again.delay,
-                        "errors": _errors(again.errors),
+                        "errors": errors_text(again.errors),
                     }
                     for again in back
                 ],
             )
+        ended = [ending for ending in item.endings if ending.message.seq in mine]
+        await self._archive.add(connection, item.group_id, ended)
         return {(item.token, seq) for seq in seqs if seq not in mine}
 
     async def renew(self, tokens: Sequence[UUID], held: Sequence[HeldRetry], *, lease: float) -> set[UUID | HeldRetry]:
@@ -592,7 +605,7 @@ class Groups:
                 "attempt": item.attempt,
                 "losses": losses,
                 "delay": item.delay,
-                "errors": _errors(item.errors),
+                "errors": errors_text(item.errors),
             }
             for item in items
         ]
@@ -634,7 +647,7 @@ class Groups:
                     "group_id": group_id,
                     "seq": death.seq,
                     "attempt": death.attempt,
-                    "errors": _errors(death.errors),
+                    "errors": errors_text(death.errors),
                 }
                 for death in deaths
             ],
@@ -657,6 +670,11 @@ class _Candidate:
         if row.token is not None:
             self.losses += 1
             self.errors.append(_loss(self.attempt, row.owner, now))
+
+    def ending(self, finder: str) -> Ending:
+        """Return its end as a dead letter: its attempts are used up, which nobody but `finder` was there to see."""
+        owner = str(self.errors[-1].get("node") or finder) if self.errors else finder
+        return Ending(self.message, "dead", self.attempt, None, owner, self.errors)
 
 
 def _loss(attempt: int, owner: str, now: int) -> dict[str, Any]:
@@ -707,10 +725,6 @@ def _keys(messages: Sequence[Message]) -> str:
         if message.key is not None:
             keys.setdefault(message.key, []).append(message.seq)
     return json.dumps(keys)
-
-
-def _errors(errors: Sequence[dict[str, Any]]) -> str:
-    return json.dumps(errors[-MOST_ERRORS:])
 
 
 def micros(seconds: float) -> int:

@@ -68,7 +68,11 @@ class PostgreSQLGroups(Groups):
         return await super().claim(group, messages, up_to=up_to, owner=owner, lease=lease)
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[tuple[UUID, int]]:
-        finished = {item.token: item for item in settlements if item.pending == () and not item.again and not item.dead}
+        finished = {
+            item.token: item
+            for item in settlements
+            if item.pending == () and not item.again and not item.dead and not item.endings
+        }
         if len(finished) < len(settlements):
             return await super().settle(settlements)
         async with self._store._translated():

@@ -101,17 +101,20 @@ class _Drain:
                 after=0,
                 ordered_by=handler.ordered_by,
                 max_attempts=handler.max_attempts,
+                archive=self._eventbus.workers.described(handler.queue).archive,
                 is_declared=True,
             )
             if group.is_paused:
                 return None
             if (due := await self._due(group)) is not None:
+                due.archive = group.archive
                 return due
             message, up_to = await self._next(group, matcher)
             if up_to == group.cursor:
                 return None
             claimed = await self._claim(group, [] if message is None else [message], up_to)
             if claimed is not None:
+                claimed.archive = group.archive
                 return claimed
 
     async def _due(self, group: Group) -> Delivery | None:

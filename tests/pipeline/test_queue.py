@@ -38,7 +38,7 @@ def test_what_the_settings_say_replaces_what_the_program_says_field_by_field() -
 def test_a_queue_is_served_as_program_and_settings_say_together() -> None:
     eventbus = EventBus(settings=Settings(queues={"email": {"workers": 50}, "audit": {"batch_size": 7}}))
     eventbus.queue("email", workers=5, batch_size=20)
-    described = eventbus.workers._described
+    described = eventbus.workers.described
     assert described("email") == Queue("email", 50, 20)
     assert described("audit") == Queue("audit", batch_size=7)
     assert described("default") == Queue("default")

@@ -52,7 +52,7 @@ async def claim(groups: Groups, store: Store, count: int) -> tuple[Group, list[D
 
 
 async def test_a_range_that_is_settled_as_a_whole_is_written_at_once_and_in_parts_at_a_tick(store: Store) -> None:
-    settler = Settler(store.groups, lease=60)
+    settler = Settler(store.groups, lease=60, owner="one")
     group, deliveries = await claim(store.groups, store, 3)
     settler.hold(deliveries)
     settler.settle(deliveries[0], ACK)
@@ -66,7 +66,7 @@ async def test_a_range_that_is_settled_as_a_whole_is_written_at_once_and_in_part
 
 
 async def test_whoever_waits_for_an_ack_is_told_after_its_commit(store: Store) -> None:
-    settler = Settler(store.groups, lease=60)
+    settler = Settler(store.groups, lease=60, owner="one")
     group, deliveries = await claim(store.groups, store, 2)
     settler.hold(deliveries)
     answer = settler.settle_and_tell(deliveries[0], ACK)
@@ -80,7 +80,7 @@ async def test_whoever_waits_for_an_ack_is_told_after_its_commit(store: Store) -
 
 async def test_outcomes_wait_for_a_database_that_is_away(store: Store) -> None:
     groups = Troubled(store)
-    settler = Settler(groups, lease=60)
+    settler = Settler(groups, lease=60, owner="one")
     group, deliveries = await claim(groups, store, 2)
     settler.hold(deliveries)
     for delivery in deliveries:
@@ -97,7 +97,7 @@ async def test_an_outcome_that_the_store_refuses_is_not_taken_for_settled(
 ) -> None:
     """Given a range of which one outcome is refused, then the node holds nothing of it, and all of it is still due."""
     groups = Troubled(store)
-    settler = Settler(groups, lease=60)
+    settler = Settler(groups, lease=60, owner="one")
     group, deliveries = await claim(groups, store, 3)
     settler.hold(deliveries)
     groups.errors = [StoreError("refused")]
@@ -112,7 +112,7 @@ async def test_an_outcome_that_the_store_refuses_is_not_taken_for_settled(
 
 async def test_a_refusal_fails_no_other_lease_and_an_outage_forgets_none(store: Store) -> None:
     groups = Troubled(store)
-    settler = Settler(groups, lease=60)
+    settler = Settler(groups, lease=60, owner="one")
     group, first = await claim(groups, store, 1)
     await store.append(drafts(1))
     messages = (await store.read(1, 1)).messages
@@ -154,7 +154,7 @@ async def test_a_node_that_cannot_renew_in_time_withdraws_what_it_holds_and_give
     """Its handlers went on until it reached the database again, while others had the same events."""
     groups = Troubled(store)
     groups.is_away = True
-    settler = Settler(groups, lease=0.01)
+    settler = Settler(groups, lease=0.01, owner="one")
     group, deliveries = await claim(groups, store, 3)
     told: list[int] = []
     for delivery in deliveries:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eventbus_fastapi.errors import NotFound
-from eventbus_fastapi.store import Store, dead_letters
+from eventbus_fastapi.store import Store, pages
 from eventbus_fastapi.store.dead_letters import DeadFilter
 from eventbus_fastapi.store.group import Again, Death, Group, Settlement
 from tests.drafts import draft
@@ -117,7 +117,7 @@ async def test_those_of_all_groups_are_found_together(store: Store, group: Group
 
 
 async def test_pages_lead_through_all_of_them(store: Store, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "PAGE", 2)
+    monkeypatch.setattr(pages, "PAGE", 2)
     await kill(store, group, *["a", "b"] * 5)
     seen, after = [], 0
     while True:
@@ -130,8 +130,8 @@ async def test_pages_lead_through_all_of_them(store: Store, group: Group, monkey
 
 
 async def test_what_is_rare_is_found_by_going_on(store: Store, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "PAGE", 2)
-    monkeypatch.setattr(dead_letters, "PAGES", 2)
+    monkeypatch.setattr(pages, "PAGE", 2)
+    monkeypatch.setattr(pages, "PAGES", 2)
     await kill(store, group, *["often"] * 6, "rare")
     page = await store.dead_letters.find(group, DeadFilter(patterns=("rare",)))
     assert page.entries == []
@@ -168,8 +168,8 @@ async def test_those_that_are_meant_are_forgotten(store: Store, group: Group) ->
 
 
 async def test_many_are_changed_in_steps(store: Store, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "PAGE", 2)
-    monkeypatch.setattr(dead_letters, "PAGES", 2)
+    monkeypatch.setattr(pages, "PAGE", 2)
+    monkeypatch.setattr(pages, "PAGES", 2)
     await kill(store, group, *["a"] * 7)
     first = await store.dead_letters.revive(group, DeadFilter())
     assert first.done == 4
