@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Processes that run the tests side by side, each with databases of its own; 0: none but pytest's.
+WORKERS ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ run: $(SERVE) ## Serve the bus alone on 127.0.0.1:3000, on SQLite unless EVENTBU
 	@$(BIN)/eventbus serve $(ARGS)
 
 test: $(DEVELOP) ## Run the tests (PostgreSQL comes along; MySQL where EVENTBUS_TEST_MYSQL_URL is set)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(DEVELOP) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -46,9 +46,9 @@ async def http(eventbus: EventBus) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
-def document(eventbus: EventBus) -> Object:
-    return app_of(eventbus).openapi()
+@pytest.fixture(scope="module")
+def document() -> Object:
+    return app_of(EventBus("sqlite+aiosqlite:///:memory:")).openapi()
 
 
 def operations(document: Object) -> Iterator[Operation]:
