@@ -2,7 +2,7 @@
 
 - `fields`: fields of a foreign JSON object, read with their types checked
 - `events`: the event object, written from and read into messages and drafts
-- `commands`: what a client sends
+- `commands`, `parser`: what a client sends, as values and read from frames
 - `frames`: what a server sends
-- `client`, `reading`: the client's side of a conversation, over any number of connections
+- `client`, `requests`, `reading`, `membership`: the client's side of a conversation, over any number of connections
 """

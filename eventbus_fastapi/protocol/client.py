@@ -11,19 +11,15 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import UUID
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import (
     BadFrame,
-    ConnectionLost,
     EventBusError,
-    FrameTooLarge,
     LeaseLost,
     LogGap,
-    PublishBufferFull,
     quote,
 )
 from eventbus_fastapi.events import Draft, Message, Receipt
@@ -56,6 +52,7 @@ from eventbus_fastapi.protocol.frames import (
 )
 from eventbus_fastapi.protocol.membership import Held, Membership
 from eventbus_fastapi.protocol.reading import Reading
+from eventbus_fastapi.protocol.requests import Request, Requests, Settled
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
@@ -78,34 +75,6 @@ def verdict(code: int | None) -> Verdict:
     return "back_off"
 
 
-class Settled(NamedTuple):
-    """A request that needs no more work: its answer, or its error."""
-
-    request_id: int
-    result: list[Receipt] | None
-    """What a publish is answered with; None for an ack."""
-    error: EventBusError | None
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A publish or an ack that waits for its answer. The same frame is sent again after a reconnect."""
-
-    id: int
-    frame: str
-    size: int
-    """Bytes of the frame."""
-    events: int
-    """How many are published; 0 for an ack."""
-    is_live: bool = False
-    """Published without storage, so that a second time would be a second event."""
-    held: Held | None = None
-    """The event of a group that it is about, which is lost with the connection."""
-    is_in_flight: bool = False
-    attempts: int = 0
-    """Retryable refusals so far."""
-
-
 class ClientSession:
     """Everything a client knows, over any number of connections."""
 
@@ -114,29 +83,26 @@ class ClientSession:
     ) -> None:
         self._backoff = backoff
         self._max_retries = max_retries
-        self._max_pending = max_pending
-        self._max_pending_bytes = max_pending_bytes
+        self._requests = Requests(max_pending=max_pending, max_pending_bytes=max_pending_bytes)
         self.welcome: Welcome | None = None
         """What the server said when the present connection opened; None while there is none."""
         self.bye: Bye | None = None
         """What the server said before it closes the present connection."""
         self.limits: dict[str, int] = {}
         """The limits of the last server, as far as they can be used."""
-        self.settled: list[Settled] = []
-        """Requests that have come to an end; the owner empties it."""
         self.changed: set[Reading | Membership] = set()
         """Subscriptions that have something new: an event, the server's answer, an end. The owner empties it."""
         self._last_id = 0
-        self._requests: dict[int, _Request] = {}
-        self._pending_events = 0
-        self._pending_bytes = 0
-        self._queue: deque[_Request] = deque()
-        self._held_until: float | None = None
         self._control: deque[str] = deque()
         self._readings: dict[int, Reading | Membership] = {}
         self._last_sub = 0
         self._unconfirmed: dict[int, Reading | Membership] = {}
         self._due: dict[Reading | Membership, float] = {}
+
+    @property
+    def settled(self) -> list[Settled]:
+        """Requests that have come to an end; the owner empties it."""
+        return self._requests.settled
 
     # --- what the program asks for -------------------------------------------------------------------
 
@@ -146,26 +112,11 @@ class ClientSession:
         Raises:
             PublishBufferFull: too many wait already; none was taken.
         """
-        if self._pending_events + len(drafts) > self._max_pending:
-            raise PublishBufferFull(
-                f"{self._pending_events:,} events wait for an answer already, "
-                f"{len(drafts):,} more exceed the limit of {self._max_pending:,} (ClientConfig.max_pending)"
-            )
-        request_id = self._last_id + 1
+        self._requests.require_room(len(drafts))
+        request_id = self._next_id()
         frame = client_frame(Publish(drafts, request_id, is_batch, is_live))
-        size = _bytes(frame)
-        if self._pending_bytes + size > self._max_pending_bytes:
-            raise PublishBufferFull(
-                f"{self._pending_bytes:,} bytes wait for an answer already, "
-                f"{size:,} more exceed the limit of {self._max_pending_bytes:,} (ClientConfig.max_pending_bytes)"
-            )
-        request = _Request(self._next_id(), frame, size, len(drafts), is_live)
-        self._requests[request.id] = request
-        self._pending_events += request.events
-        self._pending_bytes += size
-        if self._held_until is None:
-            self._queue.append(request)
-        return request.id
+        self._requests.publish(request_id, frame, len(drafts), is_live=is_live)
+        return request_id
 
     def acknowledge(self, seq: int, message_id: UUID) -> int:
         """Take an ack; it is sent before publishes that wait. Return the request's id."""
@@ -173,15 +124,12 @@ class ClientSession:
 
     def _ask_first(self, command: Acknowledge | Nack | Reject | Extend, held: Held | None = None) -> int:
         assert command.id is not None
-        frame = client_frame(command)
-        request = self._requests[command.id] = _Request(command.id, frame, _bytes(frame), 0, held=held)
-        if self._held_until is None:
-            self._queue.appendleft(request)
-        return request.id
+        self._requests.ask_first(command.id, client_frame(command), held)
+        return command.id
 
     def forget(self, request_id: int) -> None:
         """Drop a request. If it was not sent yet it never will be; an answer is ignored."""
-        self._remove(request_id)
+        self._requests.remove(request_id)
 
     def subscribe(self, options: Subscribe, window: int) -> Reading:
         """Start a subscription; it goes on over reconnects until `unsubscribe`."""
@@ -280,29 +228,20 @@ class ClientSession:
         while self._control and (not frames or room > len(self._control[0])):
             frames.append(self._control.popleft())
             room -= len(frames[-1]) + 1
-        while self._queue and (not frames or room > self._queue[0].size):
-            request = self._queue.popleft()
-            if request.id not in self._requests:
-                continue
-            if request.size > limit:
-                self._settle(request, error=FrameTooLarge(request.size, limit))
-                continue
-            request.is_in_flight = True
-            frames.append(request.frame)
-            room -= request.size + 1
+        frames += self._requests.next_frames(room, limit, is_first=not frames)
         if len(frames) > 1:
             return f"[{','.join(frames)}]"
         return frames[0] if frames else None
 
     def has_frame(self) -> bool:
         """Say whether there is something to send now, or would be if a connection were open."""
-        return bool(self._control or self._queue)
+        return bool(self._control) or self._requests.has_frame()
 
     def due(self) -> float | None:
         """Return the time at which `next_frame` may have something new to send; None: when something happens."""
         times = list(self._due.values())
-        if self._held_until is not None:
-            times.append(self._held_until)
+        if self._requests.held_until is not None:
+            times.append(self._requests.held_until)
         return min(times, default=None)
 
     def ping(self) -> str:
@@ -326,21 +265,13 @@ class ClientSession:
 
     def disconnected(self) -> None:
         """Note that the connection is gone. What was not answered is sent again on the next one, in order."""
-        self.welcome = self.bye = self._held_until = None
+        self.welcome = self.bye = None
         self._control.clear()
         self._unconfirmed.clear()
         self._due.clear()
         for reading in self._readings.values():
             reading.suspend()
-        for request in list(self._requests.values()):
-            if request.is_in_flight and request.is_live:
-                # A log would know the message_id; without storage a second time would be a second event.
-                lost = ConnectionLost("the connection was lost before the server answered; the event is not stored")
-                self._settle(request, error=lost)
-            elif request.held is not None:
-                self._settle(request, error=LeaseLost([request.held.message.seq]))
-            request.is_in_flight = False
-        self._enqueue()
+        self._requests.disconnected()
 
     # --- frames --------------------------------------------------------------------------------------
 
@@ -417,7 +348,7 @@ class ClientSession:
         if request := self._requests.get(_integer(ok.id)):
             if not request.is_in_flight:
                 raise BadFrame(f"the server answered request {ok.id}, which was not sent")
-            self._settle(request, _receipts(ok, request.events) if request.events else None)
+            self._requests.settle(request, _receipts(ok, request.events) if request.events else None)
         elif (reading := self._unconfirmed.pop(ok.id, None)) is None:
             return
         elif isinstance(reading, Membership):
@@ -436,43 +367,21 @@ class ClientSession:
         elif reading := self._unconfirmed.pop(failed.id, None):
             self._retry_or_end(reading, failed.error, now)
 
-    # --- requests ------------------------------------------------------------------------------------
+    # --- again ---------------------------------------------------------------------------------------
 
-    def _retry_or_settle(self, request: _Request, error: EventBusError, now: float) -> None:
+    def _retry_or_settle(self, request: Request, error: EventBusError, now: float) -> None:
         request.attempts += 1
         if not error.retry or self._exhausted(request.attempts):
-            self._settle(request, error=error)
-            return
-        # All that is not on its way yet waits as well, so that the order stays.
-        request.is_in_flight = False
-        self._queue.clear()
-        self._held_until = max(self._held_until or 0.0, now + self._delay(error, request.attempts))
-
-    def _settle(
-        self, request: _Request, result: list[Receipt] | None = None, error: EventBusError | None = None
-    ) -> None:
-        self._remove(request.id)
-        self.settled.append(Settled(request.id, result, error))
-
-    def _remove(self, request_id: int) -> None:
-        request = self._requests.pop(request_id, None)
-        if request is not None and request.events:
-            self._pending_events -= request.events
-            self._pending_bytes -= request.size
+            self._requests.settle(request, error=error)
+        else:
+            self._requests.hold(request, now + self._delay(error, request.attempts))
 
     def _resume(self, now: float) -> None:
         """Do again what had to wait until now."""
-        if self._held_until is not None and self._held_until <= now:
-            self._held_until = None
-            self._enqueue()
+        self._requests.resume(now)
         for reading in [reading for reading, due in self._due.items() if due <= now]:
             del self._due[reading]
             self._start(reading)
-
-    def _enqueue(self) -> None:
-        """Line up all that is to be sent: acks, which the next replay depends on, then publishes in their order."""
-        waiting = [request for request in self._requests.values() if not request.is_in_flight]
-        self._queue = deque(sorted(waiting, key=lambda request: request.events > 0))
 
     # --- subscriptions -------------------------------------------------------------------------------
 
@@ -519,10 +428,6 @@ class ClientSession:
 
 def _chosen(held: Held) -> Chosen:
     return Chosen((held.message.seq,), attempt=held.attempt)
-
-
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def _integer(value: object) -> int:

@@ -1,0 +1,168 @@
+"""The requests of a client: publishes and acks that wait for their answer, over any number of connections.
+
+    taken ─▶ queue ─▶ in flight ─▶ settled: the answer, or an error
+               ▲          │ the connection is lost, or the server refuses it for the moment
+               └──────────┘
+
+They go out in the order in which they were taken, acks before publishes that wait. How many events may be published and
+not answered is bounded, by number and by bytes. When to try again is said by whoever owns this; it knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from eventbus_fastapi.errors import ConnectionLost, EventBusError, FrameTooLarge, LeaseLost, PublishBufferFull
+from eventbus_fastapi.events import Receipt
+from eventbus_fastapi.protocol.membership import Held
+
+
+class Settled(NamedTuple):
+    """A request that needs no more work: its answer, or its error."""
+
+    request_id: int
+    result: list[Receipt] | None
+    """What a publish is answered with; None for an ack."""
+    error: EventBusError | None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A publish or an ack that waits for its answer. The same frame is sent again after a reconnect."""
+
+    id: int
+    frame: str
+    size: int
+    """Bytes of the frame."""
+    events: int
+    """How many are published; 0 for an ack."""
+    is_live: bool = False
+    """Published without storage, so that a second time would be a second event."""
+    held: Held | None = None
+    """The event of a group that it is about, which is lost with the connection."""
+    is_in_flight: bool = False
+    attempts: int = 0
+    """Retryable refusals so far."""
+
+
+class Requests:
+    """See the module's docstring."""
+
+    def __init__(self, *, max_pending: int, max_pending_bytes: int) -> None:
+        self._max_pending = max_pending
+        self._max_pending_bytes = max_pending_bytes
+        self.settled: list[Settled] = []
+        """Those that have come to an end; whoever carries them out empties it."""
+        self.held_until: float | None = None
+        """When those that wait go on; None: at once."""
+        self._requests: dict[int, Request] = {}
+        self._pending_events = 0
+        self._pending_bytes = 0
+        self._queue: deque[Request] = deque()
+
+    def has_frame(self) -> bool:
+        """Say whether there is one to send now."""
+        return bool(self._queue)
+
+    def get(self, request_id: int) -> Request | None:
+        return self._requests.get(request_id)
+
+    def require_room(self, events: int) -> None:
+        """Raise PublishBufferFull if so many events are too many."""
+        if self._pending_events + events > self._max_pending:
+            raise PublishBufferFull(
+                f"{self._pending_events:,} events wait for an answer already, "
+                f"{events:,} more exceed the limit of {self._max_pending:,} (ClientConfig.max_pending)"
+            )
+
+    def publish(self, request_id: int, frame: str, events: int, *, is_live: bool) -> None:
+        """Take a publish, to be sent after all that were taken before.
+
+        Raises:
+            PublishBufferFull: its bytes are too many; it was not taken.
+        """
+        size = _bytes(frame)
+        if self._pending_bytes + size > self._max_pending_bytes:
+            raise PublishBufferFull(
+                f"{self._pending_bytes:,} bytes wait for an answer already, "
+                f"{size:,} more exceed the limit of {self._max_pending_bytes:,} (ClientConfig.max_pending_bytes)"
+            )
+        request = self._requests[request_id] = Request(request_id, frame, size, events, is_live)
+        self._pending_events += events
+        self._pending_bytes += size
+        if self.held_until is None:
+            self._queue.append(request)
+
+    def ask_first(self, request_id: int, frame: str, held: Held | None) -> None:
+        """Take an ack or the like, to be sent before publishes that wait."""
+        request = self._requests[request_id] = Request(request_id, frame, _bytes(frame), 0, held=held)
+        if self.held_until is None:
+            self._queue.appendleft(request)
+
+    def next_frames(self, room: int, limit: int, *, is_first: bool) -> list[str]:
+        """Return the frames to send now, as many as there is room for. Those beyond the limit are settled.
+
+        Args:
+            room: bytes.
+            limit: bytes of one frame.
+            is_first: the first one is sent whatever room it needs.
+        """
+        frames: list[str] = []
+        while self._queue and ((is_first and not frames) or room > self._queue[0].size):
+            request = self._queue.popleft()
+            if request.id not in self._requests:
+                continue
+            if request.size > limit:
+                self.settle(request, error=FrameTooLarge(request.size, limit))
+                continue
+            request.is_in_flight = True
+            frames.append(request.frame)
+            room -= request.size + 1
+        return frames
+
+    def settle(self, request: Request, result: list[Receipt] | None = None, error: EventBusError | None = None) -> None:
+        self.remove(request.id)
+        self.settled.append(Settled(request.id, result, error))
+
+    def remove(self, request_id: int) -> None:
+        """Drop a request. If it was not sent yet it never will be."""
+        request = self._requests.pop(request_id, None)
+        if request is not None and request.events:
+            self._pending_events -= request.events
+            self._pending_bytes -= request.size
+
+    def hold(self, request: Request, until: float) -> None:
+        """Send a request again, at a time. All that is not on its way yet waits as well, so that the order stays."""
+        request.is_in_flight = False
+        self._queue.clear()
+        self.held_until = max(self.held_until or 0.0, until)
+
+    def resume(self, now: float) -> None:
+        """Go on, if it is time."""
+        if self.held_until is not None and self.held_until <= now:
+            self.held_until = None
+            self._enqueue()
+
+    def disconnected(self) -> None:
+        """Line up again what was not answered, but for what must not be sent twice: that is settled."""
+        self.held_until = None
+        for request in list(self._requests.values()):
+            if request.is_in_flight and request.is_live:
+                # A log would know the message_id; without storage a second time would be a second event.
+                lost = ConnectionLost("the connection was lost before the server answered; the event is not stored")
+                self.settle(request, error=lost)
+            elif request.held is not None:
+                self.settle(request, error=LeaseLost([request.held.message.seq]))
+            request.is_in_flight = False
+        self._enqueue()
+
+    def _enqueue(self) -> None:
+        """Line up all that is to be sent: acks, which the next replay depends on, then publishes in their order."""
+        waiting = [request for request in self._requests.values() if not request.is_in_flight]
+        self._queue = deque(sorted(waiting, key=lambda request: request.events > 0))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
