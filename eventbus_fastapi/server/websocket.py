@@ -26,7 +26,6 @@ from eventbus_fastapi.errors import (
     BinaryFrame,
     EventBusError,
     GroupNotFound,
-    LostHeartbeat,
     NotSupported,
     SlowConsumer,
     SubscriptionClosed,
@@ -60,6 +59,7 @@ from eventbus_fastapi.server import tasks
 from eventbus_fastapi.server.auto_ack import AutoAck
 from eventbus_fastapi.server.feed import Feed
 from eventbus_fastapi.server.group_feed import Answer, GroupFeed
+from eventbus_fastapi.server.heart import Heart
 from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
 from eventbus_fastapi.server.problems import problem
 from eventbus_fastapi.server.replies import Replies, internal
@@ -73,8 +73,6 @@ Work = Callable[[], Awaitable[None]]
 
 MAX_BAD_FRAMES = 100
 """The connection is closed at so many bad frames without a usable one between."""
-SILENT_HEARTBEATS = 4
-"""Heartbeats of silence after which a client that sends `ping` has lost its connection."""
 READ_AT_ONCE = 100
 """Frames that are read before others get the loop."""
 
@@ -112,8 +110,7 @@ class Connection:
         self._node = node
         self._settings = node.settings
         self._is_plain = is_plain
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
+        self._ended: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
         self._outlet = Outlet(websocket, send_timeout=self._settings.send_timeout, on_end=self._end)
         self._replies = Replies(self._outlet, is_plain=is_plain)
         self._auto_ack = AutoAck(node) if self._settings.auto_ack else None
@@ -123,8 +120,9 @@ class Connection:
         self._acks: set[asyncio.Task[int] | asyncio.Task[Answer]] = set()
         self._acknowledging = asyncio.Lock()
         self._bad_frames = 0
-        self._has_pinged = False
-        self._listening_since: float | None = None  # None while we do something and do not listen
+        self._heart = Heart(
+            self._outlet, node.dispatcher, self._feeds, interval=self._settings.heartbeat, on_lost=self._end
+        )
 
     async def run(self, head: Head) -> None:
         """Serve until the peer leaves or the server has to end it."""
@@ -132,7 +130,7 @@ class Connection:
         try:
             if not self._is_plain:
                 await self._welcome(head)
-                self._start(self._beat, "heart")
+                self._start(self._heart.run, "heart")
             self._start(self._replies.run, "replies")
             self._start(self._read, "reader")
             ending = await self._ended
@@ -201,47 +199,14 @@ class Connection:
         welcome = frames.Welcome(VERSION, self.id, head.epoch, head.last_seq, settings.heartbeat, limits)
         await self._outlet.send(frames.server_frame(welcome))
 
-    async def _beat(self) -> None:
-        """Tell a quiet client that it missed nothing, and find out about a silent one."""
-        interval = self._settings.heartbeat
-        while True:
-            now = self._loop.time()
-            silent_at = self._silent_at(interval)
-            if silent_at is not None and now >= silent_at:
-                self._end(Ending(4101, LostHeartbeat(f"nothing came for {SILENT_HEARTBEATS} heartbeats")))
-                return
-            if now >= self._outlet.sent_at + interval and (head := await self._covered()) is not None:
-                await self._outlet.send(frames.server_frame(frames.Heartbeat(head)))
-            due = max(self._outlet.sent_at + interval, now + interval / 20)
-            await asyncio.sleep(min(due, silent_at or due) - now)
-
-    def _silent_at(self, interval: float) -> float | None:
-        """When the silence will have been too long, in the loop's time; None: this client may be silent."""
-        if not self._has_pinged or self._listening_since is None:
-            return None
-        return self._listening_since + SILENT_HEARTBEATS * interval
-
-    async def _covered(self) -> int | None:
-        """Return the seq up to which every matching event was sent; None if something is under way.
-
-        Nothing is said about subscriptions that catch up or wait for credit.
-        """
-        position = self._node.dispatcher.position
-        # What the dispatcher gave out up to there has woken its readers. They run before us now.
-        await asyncio.sleep(0)
-        feeds = [feed for feed in self._feeds.values() if feed.subscription.is_live and not feed.is_out_of_credit]
-        if not feeds:
-            return self._node.dispatcher.head
-        return position if all(feed.is_idle for feed in feeds) else None
-
     # --- reading ---
 
     async def _read(self) -> None:
         for number in itertools.count(1):
             await self._replies.room()
-            self._listening_since = self._loop.time()
+            self._heart.begin_listening()
             message = await self._websocket.receive()
-            self._listening_since = None
+            self._heart.end_listening()
             for member in self._groups.values():
                 member.hear()
             if message["type"] == "websocket.disconnect":
@@ -485,7 +450,7 @@ class Connection:
         self._replies.expect(task, render, command.id, size)
 
     def _ping(self, command: Ping) -> None:
-        self._has_pinged = True
+        self._heart.expect_pings()
         if self._is_plain:
             self._replies.ok(command.id)
         else:
