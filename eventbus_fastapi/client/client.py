@@ -16,6 +16,7 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.client.config import ClientConfig, config_of, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
 from eventbus_fastapi.client.consumer import ClientConsumer, Handler
+from eventbus_fastapi.client.drafts import Draftable, draft_of
 from eventbus_fastapi.client.group import GroupSubscription
 from eventbus_fastapi.client.options import check_concurrency, make_join, make_subscribe
 from eventbus_fastapi.client.pauses import Pauses
@@ -27,13 +28,11 @@ from eventbus_fastapi.errors import (
     ConnectionLost,
     ConnectionRefused,
     EventBusError,
-    InvalidEvent,
     InvalidInput,
     LeaseLost,
     LogGap,
     NotRunning,
     RemoteError,
-    quote,
 )
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.protocol.client import ClientSession
@@ -45,14 +44,7 @@ from eventbus_fastapi.unique import Unique
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
-Draftable = Event | tuple[str, Any] | Mapping[str, Any]
-"""An event to publish: a typed one, a topic and a payload, or a mapping with `topic`, `payload` and, where wanted,
-`key`, `message_id`, `metadata`, `ttl`, `delay`, `content_type`, `tags`, `unique`."""
-
 _MAX_PAYLOAD = 16_000_000
-_FIELDS = frozenset(
-    {"topic", "payload", "key", "message_id", "metadata", "ttl", "delay", "content_type", "tags", "unique"}
-)
 
 
 class EventBusClient:
@@ -218,7 +210,7 @@ class EventBusClient:
         Raises:
             InvalidInput: an event does not follow the rules, or there are more than the server accepts.
         """
-        drafts = [self._draft(event) for event in events]
+        drafts = [draft_of(event, self._max_payload) for event in events]
         if not drafts:
             return []
         most = self._session.limits.get("max_batch", len(drafts))
@@ -231,21 +223,6 @@ class EventBusClient:
         receipts = await self._answer(self._session.publish(drafts, is_batch=is_batch, is_live=is_live))
         assert receipts is not None
         return receipts
-
-    def _draft(self, event: Draftable) -> Draft:
-        if isinstance(event, Mapping):
-            if foreign := event.keys() - _FIELDS:
-                raise InvalidEvent(
-                    f"unknown field {quote(min(map(str, foreign)))}; known are {', '.join(sorted(_FIELDS))}"
-                )
-            options = {name: value for name, value in event.items() if name not in ("topic", "payload")}
-            topic: Any = event.get("topic")
-            return make_draft(topic, event.get("payload", UNSET), **options, max_payload=self._max_payload)
-        if isinstance(event, tuple):
-            if len(event) != 2:
-                raise InvalidEvent(f"expected a topic and a payload, got a tuple of {len(event)}")
-            return make_draft(*event, max_payload=self._max_payload)
-        return make_draft(event, max_payload=self._max_payload)
 
     @property
     def _max_payload(self) -> int:

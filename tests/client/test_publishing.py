@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from eventbus_fastapi.client import EventBusClient
-from eventbus_fastapi.client.client import Draftable
+from eventbus_fastapi.client.drafts import Draftable
 from eventbus_fastapi.errors import (
     BatchTooLarge,
     ConnectionLost,
