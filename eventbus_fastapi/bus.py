@@ -25,6 +25,7 @@ from eventbus_fastapi.pipeline.listeners import Listeners
 from eventbus_fastapi.pipeline.node import Node, Start
 from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.pipeline.queue_steward import QueueSteward
 from eventbus_fastapi.pipeline.recurring import Recurring
 from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
@@ -404,6 +405,13 @@ class EventBus:
     def groups(self) -> Steward:
         """What looks after groups: how they are, what waits and what died; declare, pause, reset, retry, discard."""
         return self.node.steward
+
+    @property
+    def queues(self) -> QueueSteward:
+        """What looks after queues while they are served, in whichever process: how they are and who serves them; pause,
+        resume, scale.
+        """
+        return self.node.queues
 
     @property
     def recurring(self) -> Recurring:

@@ -1,4 +1,4 @@
-"""The command `eventbus`: serve a bus, publish to it, follow it, look after groups, recurring events and tables.
+"""The command `eventbus`: serve a bus, publish to it, follow it, look after groups, queues, recurring events, tables.
 
 One module for each command; `terminal` is what they read, show and end with.
 """
@@ -14,7 +14,19 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
 
-from eventbus_fastapi.cli import dead, groups, limits, migrate, publish, recurring, serve, tail, terminal, worker
+from eventbus_fastapi.cli import (
+    dead,
+    groups,
+    limits,
+    migrate,
+    publish,
+    queues,
+    recurring,
+    serve,
+    tail,
+    terminal,
+    worker,
+)
 from eventbus_fastapi.version import VERSION
 
 commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
@@ -23,6 +35,8 @@ commands.command()(worker.worker)
 commands.command()(publish.publish)
 commands.command()(tail.tail)
 commands.add_typer(groups.groups, name="groups")
+commands.add_typer(queues.queues, name="queues")
+commands.command()(queues.workers)
 commands.add_typer(dead.dead, name="dead")
 commands.command()(dead.retry)
 commands.add_typer(recurring.recurring, name="recurring")

@@ -31,6 +31,7 @@ from eventbus_fastapi.pipeline.dispatcher import Dispatcher
 from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.pipeline.notifier import Notifier
 from eventbus_fastapi.pipeline.publisher import Publisher
+from eventbus_fastapi.pipeline.queue_steward import QueueSteward
 from eventbus_fastapi.pipeline.recurrer import Recurrer
 from eventbus_fastapi.pipeline.recurring import Recurring
 from eventbus_fastapi.pipeline.retention import Retention
@@ -94,6 +95,7 @@ class Node:
         self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
         self.consumers = Consumers(store.groups, open_subscription=self._open_for_group, lease=settings.lease)
         self.steward = Steward(store, require=self._require_running)
+        self.queues = QueueSteward(store, require=self._require_running)
         self.recurrer = Recurrer(store, self._declared, ring=self.sequencer.expect)
         self.recurring = Recurring(
             store, settings, self._declared, require=self._require_running, tell=self._on_recurring

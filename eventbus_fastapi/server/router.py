@@ -23,10 +23,11 @@ from pydantic import BaseModel
 
 from eventbus_fastapi.errors import EventBusError
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.server import openapi, openapi_groups, openapi_recurring
+from eventbus_fastapi.server import openapi, openapi_groups, openapi_queues, openapi_recurring
 from eventbus_fastapi.server.group_http import GroupEndpoints
 from eventbus_fastapi.server.http import Endpoints
 from eventbus_fastapi.server.problems import ProblemRoute
+from eventbus_fastapi.server.queue_http import QueueEndpoints
 from eventbus_fastapi.server.recurring_http import RecurringEndpoints
 from eventbus_fastapi.server.websocket import serve_websocket
 
@@ -89,6 +90,7 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         responses=openapi.documented(*openapi.READY_PROBLEMS),
     )
     _add_groups(add, GroupEndpoints(node))
+    _add_queues(add, QueueEndpoints(node))
     _add_recurring(add, RecurringEndpoints(node))
     _tell_methods(router)
     return router
@@ -216,6 +218,40 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         response_model=docs.ShownDeadLetter,
         responses=openapi.documented(*docs.GET_DEAD_PROBLEMS),
     )
+
+
+def _add_queues(add: Callable[..., None], endpoints: QueueEndpoints) -> None:
+    """Add the routes that look after queues. The name of a queue may have slashes."""
+    docs = openapi_queues
+    lists: tuple[tuple[str, Callable[..., Any], type[BaseModel], str], ...] = (
+        ("queues", endpoints.list_queues, docs.QueueList, "How are the queues?"),
+        ("workers", endpoints.list_workers, docs.WorkerList, "Who serves the queues?"),
+    )
+    for what, endpoint, model, summary in lists:
+        add(
+            f"/{what}",
+            endpoint,
+            name=f"eventbus_list_{what}",
+            summary=summary,
+            response_model=model,
+            responses=openapi.documented(*docs.LIST_PROBLEMS),
+        )
+    changes: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
+        ("pause", endpoints.pause_queue, openapi.NO_BODY),
+        ("resume", endpoints.resume_queue, openapi.NO_BODY),
+        ("scale", endpoints.scale_queue, docs.SCALE_BODY),
+    )
+    for verb, change, body in changes:
+        add(
+            f"/queues/{{name:path}}/{verb}",
+            change,
+            methods=["POST"],
+            name=f"eventbus_{verb}_queue",
+            summary=f"{verb.capitalize()} a queue",
+            response_model=docs.QueueObject,
+            responses=openapi.documented(*docs.CHANGE_PROBLEMS),
+            openapi_extra={"requestBody": body},
+        )
 
 
 def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> None:
