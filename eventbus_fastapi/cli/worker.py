@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import math
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eventbus_fastapi.bus import EventBus
+from eventbus_fastapi.cli.alive import AliveFile
 from eventbus_fastapi.cli.serve import LogLevel
+from eventbus_fastapi.cli.supervisor import Supervisor, end_with_parent
 from eventbus_fastapi.cli.terminal import fail, show
 from eventbus_fastapi.errors import quote
+from eventbus_fastapi.pipeline.workers import Workers
 
-RESTART_PAUSE = 1.0
-"""Seconds until a process that has ended by itself is started again."""
-KILL_AFTER = 15.0
-"""Seconds beyond the grace time after which a process that does not end is killed."""
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"expected a number of seconds, got {seconds}")
+    return seconds
 
 
 def worker(
     target: Annotated[str, typer.Argument(help="Where the EventBus is: module:name, as in myapp.main:eventbus.")],
     queue: Annotated[list[str] | None, typer.Option(help="Serve this queue; may be given again. Default: all.")] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve.")] = 1,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running handlers have at the end.")] = 30.0,
+    grace: Annotated[
+        float, typer.Option(min=0, callback=_finite, help="Seconds that running handlers have at the end.")
+    ] = 30.0,
+    alive_file: Annotated[
+        Path | None, typer.Option(help="Touch this file about every second while all processes work.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="The least important messages to log.")] = LogLevel.info,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the handlers of an app until SIGTERM or Ctrl-C. Settings come from the app and from EVENTBUS_*."""
     logging.basicConfig(
         level=log_level.value.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    alive = None if alive_file is None else AliveFile(alive_file)
     eventbus = find(target)
     if processes == 1:
-        asyncio.run(_serve(eventbus, queue, grace))
+        asyncio.run(_serve(eventbus, queue, grace=grace, alive=alive, parent=parent))
         return
     again = [sys.executable, "-m", "eventbus_fastapi.cli", "worker", target, "--grace", str(grace)]
     again += ["--log-level", log_level.value, *(part for name in queue or () for part in ("--queue", name))]
-    _supervise(again, processes, grace)
+    sys.exit(Supervisor(again, count=processes, grace=grace, alive=alive).run())
 
 
 def find(target: str) -> EventBus:
@@ -64,50 +76,35 @@ def find(target: str) -> EventBus:
     return eventbus
 
 
-async def _serve(eventbus: EventBus, queues: Sequence[str] | None, grace: float) -> None:
-    """Serve until a signal comes, then end within the grace time."""
+async def _serve(
+    eventbus: EventBus, queues: Sequence[str] | None, *, grace: float, alive: AliveFile | None, parent: int | None
+) -> None:
+    """Serve until a signal comes or the supervisor is gone, then end within the grace time."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    if parent is not None:
+        end_with_parent(parent, ended.set, grace=grace)
     eventbus.starts_workers = False  # those of the queues that were asked for, below
     async with eventbus:
         await eventbus.workers.start(queues)
-        show(f"serving {', '.join(eventbus.workers.groups) or 'no handlers'}")
-        await ended.wait()
-        eventbus.workers.shutdown()
-        await eventbus.workers.join(grace)
+        async with _kept(alive, eventbus.workers):
+            show(f"serving {', '.join(eventbus.workers.groups) or 'no handlers'}")
+            await ended.wait()
+            eventbus.workers.shutdown()
+            await eventbus.workers.join(grace)
 
 
-def _supervise(command: Sequence[str], count: int, grace: float) -> None:
-    """Keep `count` processes running until a signal comes, and pass that on."""
-    is_ending = False
-
-    def end(number: int, frame: object) -> None:
-        nonlocal is_ending
-        is_ending = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    running = [_start(command) for _ in range(count)]
-    while not is_ending:
-        for place, process in enumerate(running):
-            if process.poll() is not None and not is_ending:
-                logging.getLogger(__name__).error("a worker process ended with %s; it is replaced", process.returncode)
-                time.sleep(RESTART_PAUSE)
-                running[place] = _start(command)
-        time.sleep(0.1)
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + grace + KILL_AFTER
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-    codes = [process.wait() for process in running]
-    sys.exit(1 if any(codes) else 0)
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    # A session of its own: a Ctrl-C is passed on by us alone.
-    return subprocess.Popen(command, start_new_session=True)  # noqa: S603 - our own command
+@contextlib.asynccontextmanager
+async def _kept(alive: AliveFile | None, workers: Workers) -> AsyncIterator[None]:
+    """Keep the alive file inside the block."""
+    if alive is None:
+        yield
+        return
+    keeping = asyncio.create_task(alive.keep(lambda: workers.is_alive), name="eventbus-alive")
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        alive.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -10,6 +11,9 @@ import psutil
 import pytest
 
 from eventbus_fastapi import EventBus
+from eventbus_fastapi.cli import alive
+from eventbus_fastapi.cli.alive import WatchedFile
+from tests.cli.command_line import Command
 from tests.processes import EVENTBUS, Process, environment
 from tests.waiting import eventually
 
@@ -106,3 +110,60 @@ async def test_a_queue_that_no_handler_is_of_is_named(shop: Path) -> None:
     assert "no handler is of the queue 'nix'; there are: audit, email" in await fails(
         shop, "shop:eventbus", "--queue", "nix"
     )
+
+
+async def test_the_alive_file_is_touched_while_the_worker_works(shop: Path) -> None:
+    file = shop / "alive"
+    file.touch()  # of another process, before this one
+    command = [*EVENTBUS, "worker", "shop:eventbus", "--alive-file", "alive"]
+    async with Process.running(command, cwd=shop, env=variables(shop)) as process:
+        await process.line("serving shop.handle")
+        first = await eventually(lambda: file.stat().st_mtime_ns)
+        await eventually(lambda: file.stat().st_mtime_ns > first)
+        assert await process.interrupt(signal.SIGTERM) == 0
+    assert not file.exists()
+
+
+async def test_with_several_processes_the_alive_file_is_there_when_all_serve(shop: Path) -> None:
+    file = shop / "alive"
+    command = [*EVENTBUS, "worker", "shop:eventbus", "--processes", "2", "--alive-file", "alive"]
+    async with Process.running(command, cwd=shop, env=variables(shop)) as process:
+        await eventually(file.exists, timeout=30)
+        assert process.output.count("serving shop.handle, shop.audit") == 2
+        assert await process.interrupt(signal.SIGTERM, timeout=30) == 0
+    assert not file.exists()
+
+
+def test_the_file_of_a_process_is_fresh_for_some_seconds_after_each_touch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = WatchedFile(tmp_path / "alive")
+    assert not file.is_fresh()
+    file.path.touch()
+    assert file.is_fresh()
+    monkeypatch.setattr(alive, "FRESH_FOR", -1.0)
+    assert not file.is_fresh()
+    monkeypatch.undo()
+    os.utime(file.path, ns=(0, 0))  # a clock that was set back
+    assert file.is_fresh()
+
+
+async def test_worker_processes_end_when_their_supervisor_is_killed(shop: Path) -> None:
+    command = [*EVENTBUS, "worker", "shop:eventbus", "--processes", "2"]
+    async with Process.running(command, cwd=shop, env=variables(shop)) as process:
+        await _lines(process, "serving shop.handle, shop.audit", 2)
+        children = psutil.Process(process.pid).children()
+        assert await process.interrupt(signal.SIGKILL) == -9
+        await eventually(lambda: not any(child.is_running() for child in children))
+        assert process.output.count("the supervisor is gone; the worker ends") == 2
+
+
+@pytest.mark.parametrize("grace", ["nan", "inf", "-1"])
+async def test_a_grace_time_that_cannot_be_is_a_wrong_call(shop: Path, eventbus: Command, grace: str) -> None:
+    done = eventbus("worker", "shop:eventbus", "--grace", grace)
+    assert (done.code, "Invalid value for '--grace'" in done.error) == (2, True)
+
+
+async def test_an_alive_file_that_cannot_be_written_is_one_line(shop: Path, eventbus: Command) -> None:
+    done = eventbus("worker", "shop:eventbus", "--alive-file", str(shop / "nowhere" / "alive"))
+    assert (done.code, "cannot write the alive file" in done.error) == (1, True)
