@@ -12,8 +12,11 @@ import asyncio
 import random
 import signal
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, insert
+from sqlalchemy import Column, Integer, MetaData, Row, String, Table, insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventbus_fastapi import Attempt, EventBus, Message, Settings
 
@@ -28,10 +31,10 @@ GROUP = "handling"
 TOPIC = "work"
 
 
-def make_bus(name: str) -> EventBus:
+def make_bus(name: str, *, workers: int = 5) -> EventBus:
     """Make a bus whose handler takes down what it handles."""
     eventbus = EventBus(settings=Settings(), workers=True)
-    eventbus.queue("default", workers=5, batch_size=20)
+    eventbus.queue("default", workers=workers, batch_size=20)
 
     @eventbus.handler(TOPIC, group=GROUP, max_retries=50)
     async def handle(message: Message, attempt: Attempt) -> None:
@@ -41,6 +44,12 @@ def make_bus(name: str) -> EventBus:
             await connection.execute(insert(HANDLED).values(values))
 
     return eventbus
+
+
+async def read_handled(engine: AsyncEngine) -> Sequence[Row[Any]]:
+    """Return every attempt that was taken down."""
+    async with engine.connect() as connection:
+        return (await connection.execute(select(HANDLED))).all()
 
 
 async def main(name: str) -> None:

@@ -15,12 +15,10 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
-
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
 from tests.faults import command
-from tests.faults.handling import GROUP, HANDLED, TOPIC
+from tests.faults.handling import GROUP, HANDLED, TOPIC, read_handled
 from tests.faults.processes import Process, Processes, prepare, stopped
 from tests.waiting import eventually
 
@@ -99,8 +97,7 @@ async def run(
         await asyncio.wait([trouble])
         dead = await groups.dead_letters(group)
         staff.end()
-    async with bus.engine.connect() as connection:
-        rows = (await connection.execute(select(HANDLED))).all()
+    rows = await read_handled(bus.engine)
     await bus.engine.dispose()
 
     attempts = collections.Counter((row.seq, row.attempt) for row in rows)
