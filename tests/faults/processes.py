@@ -113,26 +113,28 @@ class Node:
         by: Literal["uvicorn", "serve"],
         workers: int,
         settings: dict[str, Any],
+        host: str = "127.0.0.1",
     ) -> None:
         self._processes = processes
         self._name = name
         self._by = by
         self._workers = workers
         self._settings = settings
+        self._host = host
         self.port = free_port()
         self.process: Process
 
     @property
     def http(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def ws(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/ws"
+        return f"ws://{self._host}:{self.port}/ws"
 
     async def start(self, *, is_ready: bool = True) -> None:
         """Start it and wait until it is ready; `is_ready=False`: until it answers at all."""
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", str(self._workers)]
+        where = ["--host", self._host, "--port", str(self.port), "--workers", str(self._workers)]
         if self._by == "uvicorn":
             command = ["-m", "uvicorn", "eventbus_fastapi.app:app", "--timeout-graceful-shutdown", "5"]
             command += ["--no-access-log", *where]
@@ -211,10 +213,12 @@ class Processes:
         name: str = "node",
         by: Literal["uvicorn", "serve"] = "uvicorn",
         workers: int = 1,
+        listen_on: str = "127.0.0.1",
         **settings: Any,
     ) -> Node:
         """Start a node, and wait until it is ready."""
-        node = Node(self, name, by=by, workers=workers, settings={"database_url": database_url, **settings})
+        settings = {"database_url": database_url, **settings}
+        node = Node(self, name, by=by, workers=workers, settings=settings, host=listen_on)
         await node.start()
         return node
 
