@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 
-from benchmarks import fanout, latency, publishing, reading, sqlite, topics, transactions, workers
+from benchmarks import fanout, handling, latency, members, publishing, reading, sqlite, topics, transactions, workers
 
 ALL = {
     "topics": topics.run,
@@ -16,6 +17,8 @@ ALL = {
     "latency": latency.run,
     "fanout": fanout.run,
     "workers": workers.run,
+    "handling": handling.run,
+    "members": members.run,
 }
 
 
@@ -24,9 +27,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*ALL, []], help=f"some of {', '.join(ALL)}; default: all")
     parser.add_argument("--repeat", type=int, default=5, help="turns of which the median is taken")
     arguments = parser.parse_args()
+    missed = []
     for name in arguments.names or ALL:
         for figure in asyncio.run(ALL[name](arguments.repeat)):
             print(figure, flush=True)
+            missed += [] if figure.is_met else [figure.name]
+    if missed:
+        sys.exit(f"{len(missed)} of the figures are not what was asked: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 from pydantic_core import from_json, to_json
 
-from benchmarks.measuring import Figure, database, dsn, migrate
+from benchmarks.measuring import Figure, database, dsn, migrate, quantile
 from eventbus_fastapi import EventBus
 
 INTERVAL = 1 / 50
@@ -38,19 +38,15 @@ async def run(repeat: int) -> list[Figure]:
     return [
         Figure(
             f"publish to subscriber at 50/s, {name}, PostgreSQL",
-            _quantile(by_hand, place),
-            _quantile(by_bus, place),
-            _quantile(by_bus, place) / _quantile(by_hand, place),
+            quantile(by_hand, place),
+            quantile(by_bus, place),
+            quantile(by_bus, place) / quantile(by_hand, place),
             target,
             unit="ms",
             is_lower_better=True,
         )
         for name, place, target in (("p50", 0.5, 1.5), ("p99", 0.99, 2.0))
     ]
-
-
-def _quantile(values: list[float], place: float) -> float:
-    return sorted(values)[int(len(values) * place)]
 
 
 def _take(taken: list[float], payload: dict[str, float]) -> None:

@@ -36,12 +36,16 @@ class Figure:
     unit: str = "/s"
     is_lower_better: bool = False
 
+    @property
+    def is_met(self) -> bool:
+        """Whether the ratio is what was asked, or better."""
+        return self.ratio <= self.target if self.is_lower_better else self.ratio >= self.target
+
     def __str__(self) -> str:
         relation = "≤" if self.is_lower_better else "≥"
-        is_met = self.ratio <= self.target if self.is_lower_better else self.ratio >= self.target
         return (
             f"{self.name:<58} limit {self.limit:>11,.1f}{self.unit:<3} bus {self.bus:>11,.1f}{self.unit:<3} "
-            f"ratio {self.ratio:5.2f}  (asked {relation} {self.target}) {'ok' if is_met else 'MISSED'}"
+            f"ratio {self.ratio:5.2f}  (asked {relation} {self.target}) {'ok' if self.is_met else 'MISSED'}"
         )
 
 
@@ -64,6 +68,11 @@ async def rate(count: int, work: Awaitable[Any]) -> float:
     start = time.perf_counter()
     await work
     return count / (time.perf_counter() - start)
+
+
+def quantile(values: list[float], place: float) -> float:
+    """Return the value that this share of all do not exceed."""
+    return sorted(values)[int(len(values) * place)]
 
 
 @contextmanager

@@ -1,20 +1,15 @@
-"""One worker process drains no-op typed events: against pgqueuer, procrastinate and huey, each in a process of its own.
-
-The peers are installed in `benchmarks/.peers` when they are first needed, in the versions of `peers.txt`.
-"""
+"""One worker process drains no-op typed events: against pgqueuer, procrastinate and huey, in processes of their own."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
-from pathlib import Path
 
+from benchmarks import environment
 from benchmarks.measuring import Figure, compare, database, dsn, migrate, rate
 from eventbus_fastapi import Event, EventBus
 
-HERE = Path(__file__).parent
-PEERS = HERE / ".peers"
+SCRIPT = environment.HERE / "peers.py"
 GROUP = "bench"
 EVENTS = 50_000
 SLOW_PEER = 2_000
@@ -27,7 +22,7 @@ class Made(Event, topic="bench.made"):
 
 
 async def run(repeat: int) -> list[Figure]:
-    await _install()
+    await environment.install()
     return [
         await _figure("postgresql", "pgqueuer, batches of 100", "pgqueuer", EVENTS, 3.0, repeat),
         await _figure("postgresql", "procrastinate, concurrency 10", "procrastinate", SLOW_PEER, 50.0, repeat),
@@ -71,26 +66,6 @@ async def _drain(kind: str) -> float:
 async def _drain_by_peer(peer: str, kind: str, count: int) -> float:
     if kind == "sqlite":
         with tempfile.TemporaryDirectory() as directory:
-            return float(await _python(HERE / "peers.py", peer, f"{directory}/huey.db", str(count)))
+            return float(await environment.python(SCRIPT, peer, f"{directory}/huey.db", str(count)))
     with database(kind) as url:
-        return float(await _python(HERE / "peers.py", peer, dsn(url), str(count)))
-
-
-async def _install() -> None:
-    if not (PEERS / "bin" / "python").exists():
-        await _run(sys.executable, "-m", "venv", str(PEERS))
-        await _python("-m", "pip", "install", "--quiet", "--requirement", HERE / "peers.txt")
-
-
-async def _python(*arguments: str | Path) -> str:
-    return await _run(str(PEERS / "bin" / "python"), *map(str, arguments))
-
-
-async def _run(*command: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, errors = await process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed: {errors.decode()[-2_000:]}")
-    return output.decode().strip()
+        return float(await environment.python(SCRIPT, peer, dsn(url), str(count)))
