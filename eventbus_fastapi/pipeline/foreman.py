@@ -64,8 +64,13 @@ class Foreman:
         if changed or clock() >= self._see_at:
             self._see_at = clock()  # again, if it fails now
             await self._see()
-            self._see_at = clock() + SEEN_EVERY
+            self._see_at = clock() + (INTERVAL if self._is_changing() else SEEN_EVERY)
         return INTERVAL
+
+    def _is_changing(self) -> bool:
+        """Whether more runs of some queue than shall: an operator waits for that to end."""
+        served = [pool.serving() for pool in self._pools]
+        return any(each.busy > (0 if each.is_paused else each.workers) for each in served)
 
     async def _see(self) -> None:
         await self._store.roster.see(

@@ -49,7 +49,7 @@ class Operator:
             if self.published - len(await self.seqs()) < AHEAD:
                 await self.bus.publish_many([(TOPIC, number) for number in range(BATCH)])
                 self.published += BATCH
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
     async def order(self, *words: str) -> None:
         """Run a command."""
