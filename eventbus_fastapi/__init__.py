@@ -40,9 +40,9 @@ from eventbus_fastapi.errors import (
 )
 from eventbus_fastapi.events import Draft, Event, Message, Receipt
 from eventbus_fastapi.pipeline.dependencies import Attempt, BusSession
+from eventbus_fastapi.pipeline.filters import archive_filter, dead_filter
 from eventbus_fastapi.pipeline.handlers import HandlerGroup
 from eventbus_fastapi.pipeline.outcome import Discard, Retry, Snooze
-from eventbus_fastapi.pipeline.steward import dead_filter
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.unique import Unique
@@ -80,5 +80,6 @@ __all__ = [
     "StoreUnavailable",
     "Subscription",
     "Unique",
+    "archive_filter",
     "dead_filter",
 ]

@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     retention_group_limit: float | None = Field(None, gt=0)
     """Seconds that an event is kept at most for a group that has not read it; the group then counts it as lost. None:
     for as long as a group needs it. Defaults to None."""
+    archive_age: float | None = Field(2_592_000.0, gt=0)
+    """Seconds after which endings leave the archive of their group, 30 days unless given; None: never. Defaults to
+    2,592,000."""
+    dead_letter_age: float | None = Field(None, gt=0)
+    """Seconds after which dead letters are forgotten; None: never. Defaults to None."""
     retention_interval: float = Field(60.0, gt=0)
     """Seconds between removals. Defaults to 60."""
 

@@ -30,7 +30,7 @@ from websockets.asyncio.client import connect
 from eventbus_fastapi import EventBus, EventBusClient, Settings
 from eventbus_fastapi.settings import PREFIX
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.group import Death, Settlement
+from eventbus_fastapi.store.group import Death, Ending, Settlement
 from eventbus_fastapi.store.schema import Tables
 from tests import documents
 from tests.documents import README
@@ -258,7 +258,8 @@ async def test_the_commands_of_groups_md_print_what_it_shows(database_url: str, 
 
 
 @pytest.mark.parametrize(
-    ("page", "prefixes"), [(GROUPS, ("/groups", "/rate-limits", "/dead-letters")), (RECURRING, ("/recurring",))]
+    ("page", "prefixes"),
+    [(GROUPS, ("/groups", "/rate-limits", "/dead-letters", "/archive")), (RECURRING, ("/recurring",))],
 )
 def test_the_requests_of_a_page_are_those_of_the_router(page: Path, prefixes: tuple[str, ...]) -> None:
     paths = served(EventBus("sqlite+aiosqlite://")).openapi()["paths"]
@@ -284,16 +285,21 @@ async def test_the_code_of_recurring_md_does_what_it_says(tmp_path: Path, monkey
 
 
 async def kill_some(eventbus: EventBus) -> None:
-    """Have three events die in the group of the page."""
+    """Have three events die in the group of the page, which keeps that."""
     await eventbus.publish_many([("user.created", {"id": number}) for number in range(1, 4)])
     store, groups = eventbus.node.store, eventbus.node.store.groups
     group = await groups.ensure("shop.send_welcome", ["user.created"], after=0)
-    claim = await groups.claim(group, (await store.read(0, 3)).messages, up_to=3, owner="one", lease=60)
+    messages = (await store.read(0, 3)).messages
+    claim = await groups.claim(group, messages, up_to=3, owner="one", lease=60)
     assert claim is not None
     refused = {"type": "httpx.ConnectError", "message": "refused"}
     wrong = {"type": "ValueError", "message": "no address"}
     dead = [Death(1, 3, [refused] * 3), Death(2, 3, [refused] * 3), Death(3, 1, [wrong])]
-    await groups.settle([Settlement(group.id, claim.token, dead=dead, pending=())])
+    endings = [
+        Ending(message, "dead", death.attempt, 250_000, "web-1", death.errors)
+        for message, death in zip(messages, dead, strict=True)
+    ]
+    await groups.settle([Settlement(group.id, claim.token, dead=dead, pending=(), endings=endings)])
 
 
 def served(eventbus: EventBus) -> FastAPI:
@@ -380,7 +386,7 @@ def shown(default: object) -> str:
         return "–"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+    return f"`{default:.15g}`" if isinstance(default, float) else f"`{default}`"
 
 
 def test_the_readme_names_the_python_and_the_extras_of_the_package() -> None:

@@ -15,6 +15,7 @@ except ModuleNotFoundError as exc:
     sys.exit(f"error: {exc.name} is not installed; the command needs: pip install 'eventbus-fastapi[cli]'")
 
 from eventbus_fastapi.cli import (
+    archive,
     dead,
     groups,
     limits,
@@ -40,6 +41,7 @@ commands.command()(queues.workers)
 commands.add_typer(dead.dead, name="dead")
 commands.command()(dead.retry)
 commands.add_typer(recurring.recurring, name="recurring")
+commands.add_typer(archive.archive, name="archive")
 commands.add_typer(limits.limits, name="limits")
 commands.add_typer(migrate.migrate, name="migrate")
 

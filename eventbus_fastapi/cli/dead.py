@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic_core import to_json
 
+from eventbus_fastapi.cli.entries import find, local_time, option_time, short_error, show_event
 from eventbus_fastapi.cli.opening import with_steward
-from eventbus_fastapi.cli.options import AsJson, DatabaseUrl, time_of
+from eventbus_fastapi.cli.options import AsJson, DatabaseUrl
 from eventbus_fastapi.cli.terminal import show, show_table, visible, visible_json
 from eventbus_fastapi.errors import quote
-from eventbus_fastapi.pipeline.steward import LARGEST_MAX_ATTEMPTS, Steward, dead_filter
+from eventbus_fastapi.pipeline.filters import dead_filter
+from eventbus_fastapi.pipeline.steward import LARGEST_MAX_ATTEMPTS, Steward
 from eventbus_fastapi.protocol import fields
 from eventbus_fastapi.server.group_objects import entry_object, letter_object
 from eventbus_fastapi.store.dead_letters import Changed, DeadEntry, DeadFilter
@@ -39,8 +39,6 @@ Tag = Annotated[list[str] | None, typer.Option(help="Those that have this tag; m
 All = Annotated[bool, typer.Option("--all", help="All of the group.")]
 
 COLUMNS = ("group", "seq", "topic", "attempts", "died", "error")
-MAX_ERROR = 80
-"""Longest error in a table, characters."""
 
 
 @dead.command("list")
@@ -58,7 +56,10 @@ def list_letters(
 ) -> None:
     """List dead letters in the order in which they died."""
     wanted = _filter(pattern, error, died_after, died_before, attempts, tag)
-    found = with_steward(database_url, lambda steward: _find(steward, group, wanted, count))
+    found = with_steward(
+        database_url,
+        lambda steward: find(lambda after, limit: steward.dead_letters(group, wanted, after=after, limit=limit), count),
+    )
     if as_json:
         for name, entry in found:
             show(visible_json(to_json(entry_object(name, entry)).decode()))
@@ -77,15 +78,7 @@ def show_letter(
 ) -> None:
     """Show a dead letter: the event, and all that went wrong with it, with tracebacks."""
     text = letter_object(group, with_steward(database_url, lambda steward: steward.dead_letter(group, seq)))
-    if as_json:
-        show(visible_json(text))
-        return
-    letter = json.loads(text)
-    errors = letter.pop("errors")
-    for name, value in letter.items():
-        show(f"{name}: {visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
-    for failure in errors:
-        _show_error(failure)
+    show_event(text, as_json=as_json)
 
 
 @dead.command()
@@ -145,15 +138,11 @@ def _filter(
     return dead_filter(
         *(pattern or ()),
         error=error,
-        died_after=_time("--died-after", died_after),
-        died_before=_time("--died-before", died_before),
+        died_after=option_time("--died-after", died_after),
+        died_before=option_time("--died-before", died_before),
         attempts=attempts,
         tags=tag or (),
     )
-
-
-def _time(option: str, text: str | None) -> datetime | None:
-    return None if text is None else time_of(option, text)
 
 
 def _choice(seqs: Sequence[int] | None, wanted: DeadFilter, *, is_all: bool) -> DeadFilter:
@@ -162,16 +151,6 @@ def _choice(seqs: Sequence[int] | None, wanted: DeadFilter, *, is_all: bool) -> 
     if bool(seqs) + has_filter + is_all != 1:
         raise typer.BadParameter("say which dead letters: give their seqs, a filter such as --pattern, or --all")
     return wanted
-
-
-async def _find(steward: Steward, group: str | None, wanted: DeadFilter, count: int) -> list[tuple[str, DeadEntry]]:
-    found: list[tuple[str, DeadEntry]] = []
-    after: int | None = 0
-    while after is not None and len(found) < count:
-        page = await steward.dead_letters(group, wanted, after=after, limit=count - len(found))
-        found += page.entries
-        after = page.next
-    return found
 
 
 async def _change(
@@ -194,19 +173,5 @@ async def _change(
 
 def _row(group: str, entry: DeadEntry) -> tuple[str, ...]:
     listed = entry_object(group, entry)
-    died = datetime.fromisoformat(listed["died_at"]).astimezone().isoformat(" ", "seconds")
-    return visible(group), str(entry.seq), visible(entry.topic), str(entry.attempt), died, _short(listed["error"])
-
-
-def _short(error: dict[str, Any] | None) -> str:
-    if error is None:
-        return ""
-    text = visible(f"{error.get('type')}: {error.get('message')}")
-    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
-
-
-def _show_error(error: dict[str, Any]) -> None:
-    attempt, time, node = error.get("attempt", "?"), error.get("time", ""), error.get("node", "")
-    show(f"\nattempt {attempt}  {visible(str(time))}  {visible(str(node))}")
-    for line in str(error.get("traceback") or f"{error.get('type')}: {error.get('message')}").splitlines():
-        show(f"  {visible(line)}")
+    died = local_time(listed["died_at"])
+    return visible(group), str(entry.seq), visible(entry.topic), str(entry.attempt), died, short_error(listed["error"])

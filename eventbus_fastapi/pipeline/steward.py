@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, get_args
+from datetime import timedelta
+from typing import NamedTuple, TypeVar, get_args
 
-from eventbus_fastapi import codec
-from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, quote
+from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, NotFound, quote
 from eventbus_fastapi.pipeline.start import Start, resolve_start
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.store.archive import ArchivedEvent, ArchiveEntry, ArchiveFilter
 from eventbus_fastapi.store.dead_letters import Changed, DeadEntry, DeadFilter
 from eventbus_fastapi.store.group import ArchiveMode, DeadLetter, Figures, Group, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.limits import RateLimit, limit_period
 from eventbus_fastapi.store.pages import PAGE
-from eventbus_fastapi.store.reader import LARGEST_SEQ
 from eventbus_fastapi.topics import check_pattern
 
 DEFAULT_MAX_ATTEMPTS = 10
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LARGEST_MAX_ATTEMPTS = 2**31 - 1
 
 
@@ -52,6 +50,18 @@ class DeadLetters(NamedTuple):
     """Each with the name of its group."""
     next: int | None
     """The id to go on after; None: there are no more."""
+
+
+class Endings(NamedTuple):
+    """A page of the archive."""
+
+    entries: list[tuple[str, ArchiveEntry]]
+    """Each with the name of its group."""
+    next: int | None
+    """The id to go on after; None: there are no more."""
+
+
+E = TypeVar("E", DeadEntry, ArchiveEntry)
 
 
 class Steward:
@@ -207,10 +217,7 @@ class Steward:
         self._require()
         group = None if name is None else await self._groups.get(name)
         page = await self._store.dead_letters.find(group, wanted or DeadFilter(), after=after, limit=limit)
-        names = {each.id: each.name for each in (await self._groups.all() if group is None else [group])}
-        # A group that was deleted in between has no name any more, and no dead letters.
-        entries = [(names[entry.group_id], entry) for entry in page.entries if entry.group_id in names]
-        return DeadLetters(entries, page.next)
+        return DeadLetters(await self._named(group, page.entries), page.next)
 
     async def dead_letter(self, name: str, seq: int) -> DeadLetter:
         """Return one with its payload and all its errors.
@@ -249,7 +256,41 @@ class Steward:
         self._require()
         return await self._store.dead_letters.discard(await self._groups.get(name), wanted, after=after)
 
+    # --- the archive ---
+
+    async def archive(
+        self, name: str | None = None, wanted: ArchiveFilter | None = None, *, after: int = 0, limit: int = 100
+    ) -> Endings:
+        """Return how events have ended in a group, or in all groups, without payloads, in the order of their ids.
+
+        `after` is an id of such an ending, exclusive. What is rare may give fewer than `limit`, or none, with a `next`
+        to go on after: one call looks at a part of them.
+        """
+        self._require()
+        group = None if name is None else await self._groups.get(name)
+        page = await self._store.archive.find(group, wanted or ArchiveFilter(), after=after, limit=limit)
+        return Endings(await self._named(group, page.entries), page.next)
+
+    async def archived(self, ending_id: int) -> tuple[str, ArchivedEvent]:
+        """Return the group of an ending, and the ending with the event and all its errors.
+
+        Raises:
+            NotFound: nothing in the archive has this id.
+        """
+        self._require()
+        found = await self._store.archive.get(ending_id)
+        try:
+            group = await self._groups.get_by_id(found.entry.group_id)
+        except GroupNotFound as exc:
+            raise NotFound(f"nothing in the archive has the id {ending_id}") from exc
+        return group.name, found
+
     # --- parts ---
+
+    async def _named(self, group: Group | None, entries: Sequence[E]) -> list[tuple[str, E]]:
+        """Return entries with the names of their groups. One that was deleted in between has none, and no entries."""
+        names = {each.id: each.name for each in (await self._groups.all() if group is None else [group])}
+        return [(names[entry.group_id], entry) for entry in entries if entry.group_id in names]
 
     async def _place(self, start: Start) -> int:
         head = await self._store.head()
@@ -264,39 +305,3 @@ class Steward:
 
 def _chunks(seqs: Sequence[int]) -> list[Sequence[int]]:
     return [seqs[start : start + PAGE] for start in range(0, len(seqs), PAGE)]
-
-
-def dead_filter(
-    *patterns: str,
-    error: str | None = None,
-    died_after: datetime | None = None,
-    died_before: datetime | None = None,
-    attempts: int = 0,
-    tags: Sequence[str] = (),
-) -> DeadFilter:
-    """Say which dead letters are meant: those to which all of it applies; without anything all.
-
-    Args:
-        patterns: their topic matches any of these; none: they have any topic.
-        error: the type of their last error, with its module or without: `httpx.ConnectError`, `ConnectError`.
-        died_after, died_before: they died at this time or later, and before this one; aware.
-        attempts: so many attempts were begun, or more.
-        tags: they have all of these.
-
-    Raises:
-        InvalidPattern, InvalidGroup, InvalidEvent: it cannot be used.
-    """
-    return DeadFilter(
-        tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns)),
-        error,
-        0 if died_after is None else _micros("died_after", died_after),
-        LARGEST_SEQ if died_before is None else _micros("died_before", died_before),
-        attempts,
-        tuple(dict.fromkeys(codec.check_tag(tag) for tag in tags)),
-    )
-
-
-def _micros(name: str, time: datetime) -> int:
-    if time.utcoffset() is None:
-        raise InvalidGroup(f"{name} must have a time zone, got {quote(time.isoformat())}")
-    return (time - EPOCH) // timedelta(microseconds=1)

@@ -6,16 +6,17 @@ Bodies are read strictly: a filter with a misspelt member would mean more than w
 # Annotations are evaluated here: FastAPI reads those of the endpoints.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
 from fastapi import Path, Query, Request, Response
 from pydantic_core import to_json
 
 from eventbus_fastapi.codec import MAX_TAGS
 from eventbus_fastapi.errors import BadFrame, GroupNotFound, InvalidRequest
+from eventbus_fastapi.pipeline.filters import dead_filter
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.start import Start
-from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS, dead_filter
+from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS
 from eventbus_fastapi.protocol import fields
 from eventbus_fastapi.protocol.commands import MAX_PATTERNS
 from eventbus_fastapi.server.bodies import json_answer, read_object, refuse_unknown
@@ -28,6 +29,7 @@ from eventbus_fastapi.server.group_objects import (
     retry_object,
 )
 from eventbus_fastapi.server.http import DEFAULT_LIMIT, Limit, Seq
+from eventbus_fastapi.settings import ArchiveMode
 from eventbus_fastapi.store.dead_letters import DeadFilter
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.limits import MAX_PERMITS
@@ -35,7 +37,7 @@ from eventbus_fastapi.topics import check_pattern
 
 BODY_DEPTH = 4
 """Deepest nesting of a body here."""
-DECLARED = ("patterns", "ordered_by", "max_attempts", "max_in_flight", "rate_limit")
+DECLARED = ("patterns", "ordered_by", "max_attempts", "max_in_flight", "rate_limit", "archive")
 """What may be said of a group besides where it begins."""
 MAX_SEQS = 1_000
 """Most dead letters that one request names."""
@@ -340,6 +342,15 @@ def _filter(
     )
 
 
+def query_time(text: str | None, name: str) -> datetime | None:
+    """Return the time that a query parameter says, if it was given.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    return _time(text, name, "query parameter")
+
+
 def _time(text: str | None, name: str, what: str) -> datetime | None:
     try:
         return None if text is None else fields.time(text, name)
@@ -358,6 +369,7 @@ def _read_group(body: Mapping[str, Any]) -> dict[str, Any]:
             "max_attempts": fields.integer(body, "max_attempts", 1, LARGEST_MAX_ATTEMPTS) or DEFAULT_MAX_ATTEMPTS,
             "max_in_flight": fields.integer(body, "max_in_flight", 1, LARGEST_MAX_ATTEMPTS),
             "rate_limit": fields.string(body, "rate_limit"),
+            "archive": fields.choice(body, "archive", get_args(ArchiveMode)) or "none",
         }
     except BadFrame as exc:
         raise InvalidRequest(str(exc)) from exc

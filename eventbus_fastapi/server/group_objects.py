@@ -1,4 +1,4 @@
-"""The JSON of groups, of what waits in them and of what died: the same over HTTP and on the command line."""
+"""The JSON of groups, of what waits in them, died or ended: the same over HTTP and on the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from eventbus_fastapi.pipeline.steward import EPOCH, BlockedKey, GroupStatus
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.filters import EPOCH
+from eventbus_fastapi.pipeline.steward import BlockedKey, GroupStatus
 from eventbus_fastapi.protocol.events import event_object
+from eventbus_fastapi.store.archive import ArchivedEvent, ArchiveEntry
 from eventbus_fastapi.store.dead_letters import DeadEntry
 from eventbus_fastapi.store.group import DeadLetter, WaitingRetry
 from eventbus_fastapi.store.limits import RateLimit
@@ -27,6 +30,7 @@ def group_object(status: GroupStatus) -> Object:
         "max_attempts": group.max_attempts,
         "max_in_flight": group.max_in_flight,
         "rate_limit": group.rate_limit,
+        "archive": group.archive,
         "paused": group.is_paused,
         "cursor": group.cursor,
         **figures._asdict(),
@@ -60,6 +64,31 @@ def key_object(item: BlockedKey) -> Object:
 
 def entry_object(group: str, entry: DeadEntry) -> Object:
     """Return a dead letter as it is listed."""
+    return _listed(group, entry, {"attempts": entry.attempt, "died_at": time_text(entry.died_at)})
+
+
+def ending_object(group: str, entry: ArchiveEntry) -> Object:
+    """Return how an event has ended, as it is listed."""
+    return _listed(group, entry, _ended(entry))
+
+
+def archived_object(group: str, archived: ArchivedEvent) -> str:
+    """Return the text of an ending as it is shown: the event, how it has ended, and all that went wrong."""
+    entry = archived.entry
+    return _shown(archived.message, {"id": entry.id, "group": group, **_ended(entry)}, entry.errors)
+
+
+def _ended(entry: ArchiveEntry) -> Object:
+    return {
+        "outcome": entry.outcome,
+        "attempts": entry.attempt,
+        "duration": None if entry.duration is None else entry.duration / 1_000_000,
+        "node": entry.owner,
+        "finished_at": time_text(entry.finished_at),
+    }
+
+
+def _listed(group: str, entry: DeadEntry | ArchiveEntry, members: Object) -> Object:
     return {
         "id": entry.id,
         "group": group,
@@ -67,8 +96,7 @@ def entry_object(group: str, entry: DeadEntry) -> Object:
         "message_id": str(entry.message_id),
         "topic": entry.topic,
         "key": entry.key,
-        "attempts": entry.attempt,
-        "died_at": time_text(entry.died_at),
+        **members,
         "tags": entry.tags,
         "error": last_error(entry.errors),
     }
@@ -81,9 +109,13 @@ def letter_object(group: str, letter: DeadLetter) -> str:
         "group": group,
         "attempts": letter.attempt,
         "died_at": time_text(letter.died_at),
-        "errors": [error_object(error) for error in letter.errors],
     }
-    return f"{event_object(letter.message)[:-1]},{to_json(members).decode()[1:]}"
+    return _shown(letter.message, members, letter.errors)
+
+
+def _shown(message: Message, members: Object, errors: Sequence[Object]) -> str:
+    said = to_json({**members, "errors": [error_object(error) for error in errors]}).decode()
+    return f"{event_object(message)[:-1]},{said[1:]}"
 
 
 def last_error(errors: Sequence[Object]) -> Object | None:

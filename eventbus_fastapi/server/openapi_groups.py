@@ -28,14 +28,15 @@ from eventbus_fastapi.server.openapi import (
 from eventbus_fastapi.store.limits import MAX_PERIOD, MAX_PERMITS
 
 # FastAPI leaves out of examples what is null.
-_GROUP = "shop.send_welcome"
+GROUP = "shop.send_welcome"
 _STATUS: dict[str, JsonValue] = {
-    "name": _GROUP,
+    "name": GROUP,
     "patterns": ["user.*"],
     "ordered_by": "key",
     "max_attempts": 10,
     "max_in_flight": 20,
     "rate_limit": "mail",
+    "archive": "failed",
     "paused": False,
     "cursor": SEQ,
     "lag": 25,
@@ -45,7 +46,7 @@ _STATUS: dict[str, JsonValue] = {
     "dead": 1,
     "lost": 0,
 }
-_ERROR: dict[str, JsonValue] = {
+ERROR: dict[str, JsonValue] = {
     "attempt": 10,
     "type": "httpx.ConnectError",
     "message": "connection refused",
@@ -54,7 +55,7 @@ _ERROR: dict[str, JsonValue] = {
 }
 _DEAD: dict[str, JsonValue] = {
     "id": 1,
-    "group": _GROUP,
+    "group": GROUP,
     "seq": SEQ,
     "message_id": MESSAGE_ID,
     "topic": "user.created",
@@ -62,7 +63,7 @@ _DEAD: dict[str, JsonValue] = {
     "attempts": 10,
     "died_at": "2026-01-01T00:00:00.000000Z",
     "tags": ["welcome"],
-    "error": _ERROR,
+    "error": ERROR,
 }
 
 
@@ -80,6 +81,9 @@ class GroupObject(BaseModel):
     max_attempts: int = Field(description="Attempts after which an event becomes a dead letter.")
     max_in_flight: int | None = Field(description="Events that may be in flight at the same time; null: any number.")
     rate_limit: str | None = Field(description="The name of the limit of which each attempt takes a permit.")
+    archive: Literal["all", "failed", "none"] = Field(
+        description="Which endings of its events are kept: all, those with a failed attempt or a discard, none."
+    )
     paused: bool
     cursor: int = Field(description="The last seq that was handed out or passed over.")
     lag: int = Field(description="Events of the log, matching or not, that it has not looked at.")
@@ -117,7 +121,7 @@ class GroupList(BaseModel):
 class AttemptError(BaseModel):
     """What went wrong in an attempt."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=examples_of(_ERROR))
+    model_config = ConfigDict(extra="allow", json_schema_extra=examples_of(ERROR))
 
     type: str = Field(description="The class of the exception, with its module; `LeaseLost`: nothing more was heard.")
     message: str
@@ -154,7 +158,7 @@ class RetryPage(BaseModel):
                         "attempts": 2,
                         "run_at": "2026-01-01T00:01:00.000000Z",
                         "held": False,
-                        "error": {**_ERROR, "attempt": 2},
+                        "error": {**ERROR, "attempt": 2},
                     }
                 ],
                 "next": SEQ,
@@ -216,10 +220,10 @@ class ShownDeadLetter(LoggedEvent):
             {
                 **EVENT,
                 "id": 1,
-                "group": _GROUP,
+                "group": GROUP,
                 "attempts": 10,
                 "died_at": "2026-01-01T00:00:00.000000Z",
-                "errors": [{**_ERROR, "traceback": "Traceback (most recent call last): …"}],
+                "errors": [{**ERROR, "traceback": "Traceback (most recent call last): …"}],
             }
         )
     )
@@ -273,6 +277,7 @@ PUT_BODY = json_body(
             "max_attempts": {"type": ["integer", "null"], "minimum": 1, "default": 10},
             "max_in_flight": {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1},
             "rate_limit": {"type": ["string", "null"], "description": "The name of a rate limit that there is."},
+            "archive": {"enum": ["all", "failed", "none", None], "default": "none"},
         },
     },
     short={"patterns": ["user.*"]},
@@ -333,12 +338,12 @@ CHOICE_BODY = json_body(
             },
         },
     },
-    one={"group": _GROUP, "seqs": [1]},
+    one={"group": GROUP, "seqs": [1]},
     filter={
-        "group": _GROUP,
+        "group": GROUP,
         "filter": {"patterns": ["user.*"], "error": "ConnectError", "died_after": "2026-01-01T00:00:00Z"},
     },
-    all={"group": _GROUP, "filter": {}, "after": 0},
+    all={"group": GROUP, "filter": {}, "after": 0},
 )
 
 

@@ -23,7 +23,8 @@ from pydantic import BaseModel
 
 from eventbus_fastapi.errors import EventBusError
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.server import openapi, openapi_groups, openapi_queues, openapi_recurring
+from eventbus_fastapi.server import openapi, openapi_archive, openapi_groups, openapi_queues, openapi_recurring
+from eventbus_fastapi.server.archive_http import ArchiveEndpoints
 from eventbus_fastapi.server.group_http import GroupEndpoints
 from eventbus_fastapi.server.http import Endpoints
 from eventbus_fastapi.server.problems import ProblemRoute
@@ -91,6 +92,7 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
     )
     _add_groups(add, GroupEndpoints(node))
     _add_queues(add, QueueEndpoints(node))
+    _add_archive(add, ArchiveEndpoints(node))
     _add_recurring(add, RecurringEndpoints(node))
     _tell_methods(router)
     return router
@@ -252,6 +254,27 @@ def _add_queues(add: Callable[..., None], endpoints: QueueEndpoints) -> None:
             responses=openapi.documented(*docs.CHANGE_PROBLEMS),
             openapi_extra={"requestBody": body},
         )
+
+
+def _add_archive(add: Callable[..., None], endpoints: ArchiveEndpoints) -> None:
+    """Add the routes that show the archive."""
+    docs = openapi_archive
+    add(
+        "/archive",
+        endpoints.list_archive,
+        name="eventbus_list_archive",
+        summary="How did events end?",
+        response_model=docs.ArchivePageObject,
+        responses=openapi.documented(*docs.LIST_PROBLEMS),
+    )
+    add(
+        "/archive/{id}",
+        endpoints.get_archived,
+        name="eventbus_get_archived",
+        summary="How did an event end?",
+        response_model=docs.ShownEnding,
+        responses=openapi.documented(*docs.GET_PROBLEMS),
+    )
 
 
 def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eventbus_fastapi import EventBus, Message
-from eventbus_fastapi.store.group import Again, Death, Settlement
+from eventbus_fastapi.store.group import Again, Death, Ended, Ending, Settlement
 
 
 class Done(NamedTuple):
@@ -55,18 +55,29 @@ class Beside(NamedTuple):
 
     async def settle(self, name: str, *topics: str, dead: bool) -> None:
         """Publish events that fail in a group: they die, or wait for an hour."""
+        messages, settlement = await self._claim(name, *topics)
+        if dead:
+            settlement = settlement._replace(dead=[Death(message.seq, 1, [ERROR]) for message in messages])
+        else:
+            again = [Again(message.seq, 1, 3_600_000_000, [ERROR]) for message in messages]
+            settlement = settlement._replace(again=again)
+        await self.bus.node.store.groups.settle([settlement])
+
+    async def finish(self, name: str, *topics: str, outcome: Ended = "acked") -> None:
+        """Publish events that end in a group, which keeps that."""
+        messages, settlement = await self._claim(name, *topics)
+        endings = [Ending(message, outcome, 2, 250_000, "one", [ERROR]) for message in messages]
+        done = settlement._replace(done=[message.seq for message in messages], endings=endings)
+        await self.bus.node.store.groups.settle([done])
+
+    async def _claim(self, name: str, *topics: str) -> tuple[list[Message], Settlement]:
         await self.bus.publish_many([(topic, {"n": 1}) for topic in topics])
         groups, store = self.bus.node.store.groups, self.bus.node.store
         group = await groups.ensure(name, ["#"], after=0)
         messages = (await store.read(group.cursor, 1_000)).messages
         claim = await groups.claim(group, messages, up_to=messages[-1].seq, owner="one", lease=60)
         assert claim is not None
-        settlement = Settlement(group.id, claim.token, pending=())
-        if dead:
-            settlement = settlement._replace(dead=[Death(seq, 1, [ERROR]) for seq in claim.seqs])
-        else:
-            settlement = settlement._replace(again=[Again(seq, 1, 3_600_000_000, [ERROR]) for seq in claim.seqs])
-        await groups.settle([settlement])
+        return messages, Settlement(group.id, claim.token, pending=())
 
 
 ERROR = {

@@ -7,6 +7,8 @@ import pytest
 from eventbus_fastapi.pipeline.retention import BATCH, Retention
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.store.archive import ArchiveFilter
+from eventbus_fastapi.store.group import Death, Ending, Settlement
 from eventbus_fastapi.unique import Unique
 from tests.drafts import draft, drafts
 from tests.waiting import eventually
@@ -55,6 +57,33 @@ async def test_what_is_not_unique_any_more_is_forgotten(store: Store) -> None:
     async with store.engine.connect() as connection:
         rows = await connection.exec_driver_sql("SELECT until IS NULL FROM bus_unique")
         assert rows.scalars().all() == [0]
+
+
+async def test_the_archive_and_dead_letters_go_beyond_ages_of_their_own(store: Store) -> None:
+    await store.append(drafts(2))
+    group = await store.groups.ensure("g", ["#"], after=0)
+    messages = (await store.read(0, 2)).messages
+    claim = await store.groups.claim(group, messages, up_to=2, owner="one", lease=60)
+    assert claim is not None
+    endings = [Ending(message, "acked", 1, None, "one", []) for message in messages]
+    dead = [Death(seq, 1, []) for seq in (1, 2)]
+    await store.groups.settle([Settlement(group.id, claim.token, dead=dead, pending=(), endings=endings)])
+
+    async def kept() -> tuple[int, int]:
+        archive = await store.archive.find(group, ArchiveFilter())
+        return len(archive.entries), len(await store.groups.dead_letters(group))
+
+    assert await retention(store).run_once() == 7.0
+    assert await kept() == (2, 2)
+    old = retention(store, archive_age=0.001)
+
+    async def has_gone() -> bool:
+        await old.run_once()
+        return await kept() == (0, 2)
+
+    await eventually(has_gone)
+    await retention(store, dead_letter_age=0.001).run_once()
+    assert await kept() == (0, 0)
 
 
 async def test_expired_events_go_without_any_setting(store: Store) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from eventbus_fastapi.errors import GroupNotFound, InvalidEvent, InvalidGroup, InvalidPattern, NotRunning
+from eventbus_fastapi.pipeline.filters import dead_filter
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack
 from eventbus_fastapi.pipeline.retention import Retention
-from eventbus_fastapi.pipeline.steward import Steward, dead_filter
+from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store

@@ -74,6 +74,7 @@ async def test_a_group_tells_where_it_reads_and_how_it_is_doing(eventbus: EventB
         "max_attempts": 10,
         "max_in_flight": None,
         "rate_limit": None,
+        "archive": "none",
         "paused": False,
         "cursor": 4,
         "lag": 1,

@@ -18,7 +18,7 @@ from openapi_spec_validator import validate
 from eventbus_fastapi import EventBus
 from eventbus_fastapi.errors import GroupNotFound
 from eventbus_fastapi.store import Ack
-from eventbus_fastapi.store.group import Again, Death, Settlement
+from eventbus_fastapi.store.group import Again, Death, Ending, Settlement
 from tests.server.asking import app_of, asking, bus_on
 
 Object = dict[str, Any]
@@ -118,6 +118,8 @@ def test_every_operation_has_a_name_a_tag_and_words(document: Object) -> None:
         ("POST", "/queues/{name}/resume", "eventbus_resume_queue"),
         ("POST", "/queues/{name}/scale", "eventbus_scale_queue"),
         ("GET", "/workers", "eventbus_list_workers"),
+        ("GET", "/archive", "eventbus_list_archive"),
+        ("GET", "/archive/{id}", "eventbus_get_archived"),
         ("GET", "/recurring", "eventbus_list_recurring"),
         ("GET", "/recurring/{name}", "eventbus_get_recurring"),
         ("PUT", "/recurring/{name}", "eventbus_put_recurring"),
@@ -218,13 +220,18 @@ async def prepare(eventbus: EventBus) -> None:
     groups = eventbus.node.store.groups
     with contextlib.suppress(GroupNotFound):
         await groups.delete(GROUP)
-    group = await groups.ensure(GROUP, ["#"], after=0, ordered_by="key")
+    group = await groups.ensure(GROUP, ["#"], after=0, ordered_by="key", archive="all")
     messages = (await eventbus.node.store.read(0, 3)).messages
     claim = await groups.claim(group, messages, up_to=3, owner="one", lease=60)
     assert claim is not None
     error = {"attempt": 1, "type": "httpx.ConnectError", "message": "no", "time": 1, "node": "n", "traceback": "…"}
     again, dead = [Again(2, 1, 60_000_000, [error])], [Death(1, 1, [error])]
-    await groups.settle([Settlement(group.id, claim.token, done=[3], again=again, dead=dead, pending=())])
+    endings = [
+        Ending(messages[0], "dead", 1, None, "one", [error]),
+        Ending(messages[2], "acked", 1, 250_000, "one", []),
+    ]
+    settled = Settlement(group.id, claim.token, done=[3], again=again, dead=dead, pending=(), endings=endings)
+    await groups.settle([settled])
 
 
 @pytest.mark.parametrize(
@@ -263,6 +270,12 @@ async def prepare(eventbus: EventBus) -> None:
         ("POST", "/queues/{name}/pause", "/queues/email/pause", {}, 200),
         ("POST", "/queues/{name}/scale", "/queues/email/scale", {"workers": 0}, 422),
         ("GET", "/workers", "/workers", None, 200),
+        ("GET", "/archive", "/archive?outcome=dead", None, 200),
+        ("GET", "/archive", "/archive?group=nobody", None, 404),
+        ("GET", "/archive", "/archive?outcome=lost", None, 422),
+        ("GET", "/archive/{id}", "/archive/1", None, 200),
+        ("GET", "/archive/{id}", "/archive/99", None, 404),
+        ("GET", "/archive/{id}", "/archive/0", None, 422),
         ("GET", "/recurring", "/recurring", None, 200),
         ("GET", "/recurring/{name}", f"/recurring/{RECURRING}", None, 200),
         ("PUT", "/recurring/{name}", "/recurring/new", {"cron": "@daily", "topic": "a", "payload": None}, 201),
