@@ -19,6 +19,7 @@ from sqlalchemy import Column, Integer, MetaData, Row, String, Table, insert, se
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventbus_fastapi import Attempt, EventBus, Message, Settings
+from eventbus_fastapi.store.archive import ArchiveEntry, ArchiveFilter
 
 HANDLED = Table(
     "handled",
@@ -34,7 +35,7 @@ TOPIC = "work"
 def make_bus(name: str, *, workers: int = 5) -> EventBus:
     """Make a bus whose handler takes down what it handles."""
     eventbus = EventBus(settings=Settings(), workers=True)
-    eventbus.queue("default", workers=workers, batch_size=20)
+    eventbus.queue("default", workers=workers, batch_size=20, archive="all")
 
     @eventbus.handler(TOPIC, group=GROUP, max_retries=50)
     async def handle(message: Message, attempt: Attempt) -> None:
@@ -50,6 +51,25 @@ async def read_handled(engine: AsyncEngine) -> Sequence[Row[Any]]:
     """Return every attempt that was taken down."""
     async with engine.connect() as connection:
         return (await connection.execute(select(HANDLED))).all()
+
+
+async def read_endings(eventbus: EventBus) -> dict[int, ArchiveEntry]:
+    """Return how each event has ended, by seq.
+
+    Raises:
+        AssertionError: one has ended twice.
+    """
+    store = eventbus.node.store
+    group = await store.groups.get(GROUP)
+    entries: list[ArchiveEntry] = []
+    after: int | None = 0
+    while after is not None:
+        page = await store.archive.find(group, ArchiveFilter(), after=after, limit=1_000)
+        entries += page.entries
+        after = page.next
+    endings = {entry.seq: entry for entry in entries}
+    assert len(endings) == len(entries), f"{len(entries) - len(endings)} events have ended twice"
+    return endings
 
 
 async def main(name: str) -> None:

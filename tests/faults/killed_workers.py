@@ -3,7 +3,8 @@
     python -m tests.faults.killed_workers                  # 20,000 events on every database
 
 Three worker processes serve one group. One after the other they are killed and started again; one of them is stopped
-for longer than its lease now and then, and goes on with what is no longer its own.
+for longer than its lease now and then, and goes on with what is no longer its own. Its late acks change nothing: every
+event ends once, with the last attempt that was made, and the loss of each earlier one is on its record.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.store.archive import ArchiveEntry
 from tests.faults import command
-from tests.faults.handling import GROUP, HANDLED, TOPIC, read_handled
+from tests.faults.handling import GROUP, HANDLED, TOPIC, read_endings, read_handled
 from tests.faults.processes import Process, Processes, prepare, stopped
 from tests.waiting import eventually
 
@@ -74,7 +76,8 @@ async def run(
     """Have so many events handled.
 
     Raises:
-        AssertionError: an event was not handled, or was handled twice as the same attempt.
+        AssertionError: an event was not handled, was handled twice without a reason on record, or an ack counted that
+            was late.
     """
     await prepare(database_url)
     bus = EventBus(settings=Settings(database_url=database_url))
@@ -97,6 +100,7 @@ async def run(
         await asyncio.wait([trouble])
         dead = await groups.dead_letters(group)
         staff.end()
+        endings = await read_endings(bus)
     rows = await read_handled(bus.engine)
     await bus.engine.dispose()
 
@@ -107,13 +111,27 @@ async def run(
     assert handled == set(range(1, count + 1)), f"{count - len(handled)} events were not handled"
     twice = [place for place, times in attempts.items() if times > 1]
     assert not twice, f"{len(twice)} attempts were made twice: {twice[:5]}"
+    _check_record(attempts, endings)
     return {
         "events": count,
         "workers killed": staff.kills,
         "workers stopped for longer than their lease": staff.stops,
         "events handled more than once, each as another attempt": len(rows) - count,
         "attempts of one event at most": max(row.attempt for row in rows),
+        "lost attempts on record": sum(len(ending.errors) for ending in endings.values()),
     }
+
+
+def _check_record(attempts: Mapping[tuple[int, int], int], endings: Mapping[int, ArchiveEntry]) -> None:
+    """Raise if an event has not ended with its last attempt, or one before it has no reason on record."""
+    for seq, attempt in attempts:
+        ending = endings[seq]
+        assert attempt <= ending.attempt, f"event {seq} ended with attempt {ending.attempt}, and had {attempt}"
+        reasons = {error["attempt"]: error["type"] for error in ending.errors}
+        if attempt < ending.attempt:
+            assert reasons.get(attempt) == "LeaseLost", f"event {seq}, attempt {attempt}: on record is {reasons}"
+    unmade = [seq for seq, ending in endings.items() if (seq, ending.attempt) not in attempts]
+    assert not unmade, f"{len(unmade)} events ended with an attempt that nobody made: {unmade[:5]}"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
 from tests.faults import command
-from tests.faults.handling import GROUP, HANDLED, TOPIC, read_handled
+from tests.faults.handling import GROUP, HANDLED, TOPIC, read_endings, read_handled
 from tests.faults.processes import Process, Processes, free_port, prepare
 from tests.waiting import eventually
 
@@ -115,6 +115,7 @@ async def run(
         await eventually(is_done, timeout)
         dead = await groups.dead_letters(group)
         await staff.end()
+        endings = await read_endings(bus)
     rows = await read_handled(bus.engine)
     await bus.engine.dispose()
 
@@ -124,6 +125,9 @@ async def run(
     later = [(row.seq, row.attempt) for row in rows if row.attempt != 1]
     assert not later, f"{len(later)} events lost an attempt: {later[:5]}"
     assert len(rows) == published, f"{len(rows) - published} events were handled twice"
+    failed = [seq for seq, ending in endings.items() if ending.errors or ending.outcome != "acked"]
+    assert len(endings) == published, f"{published - len(endings)} events have not ended"
+    assert not failed, f"{len(failed)} events have an error on record: {failed[:5]}"
     return {
         "events": published,
         "published per second": f"{published / took:,.0f}",
