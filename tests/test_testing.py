@@ -120,6 +120,19 @@ async def test_drain_calls_handlers_until_nothing_is_due_also_with_what_they_pub
         assert (await bus.eventbus.groups.group("first")).figures[2:] == (0, 0, 0)
 
 
+async def test_drain_keeps_in_the_archive_what_the_queue_says(bus: BusTester) -> None:
+    bus.eventbus.queue("default", archive="all")
+
+    @bus.eventbus.handler(UserCreated, group="g")
+    async def handle(event: UserCreated) -> None: ...
+
+    async with bus:
+        await bus.eventbus.publish(UserCreated(id=1))
+        await bus.drain()
+        ((_, entry),) = (await bus.eventbus.groups.archive("g")).entries
+        assert (entry.outcome, entry.attempt, entry.duration is None) == ("acked", 1, False)
+
+
 async def test_drain_raises_what_a_handler_raises_and_the_next_goes_on(bus: BusTester) -> None:
     seen: list[int] = []
 

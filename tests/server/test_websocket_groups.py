@@ -373,6 +373,21 @@ async def test_only_a_member_of_a_group_can_give_back(bus: ServedBus, kind: str)
         assert (await peer.ask("nack", id=5, sub=1, seq=1, delay=1e15))["error"]["code"] == "frame.bad"
 
 
+async def test_what_members_settle_goes_to_the_archive_with_how_long_they_had_it(
+    bus: ServedBus,
+) -> None:
+    await bus.bus.groups.declare("sync", ["user.*"], archive="all")
+    async with bus.v1() as member:
+        await join(member)
+        await publish(bus, 2)
+        await member.events(2)
+        await member.ask("ack", id=2, sub=1, seq=1)
+        await member.ask("reject", id=3, sub=1, seq=2)
+    entries = [entry for _, entry in (await bus.bus.groups.archive("sync")).entries]
+    assert [(entry.seq, entry.outcome) for entry in entries] == [(1, "acked"), (2, "dead")]
+    assert all(entry.duration is not None and entry.duration > 0 for entry in entries)
+
+
 # --- the ack wait --------------------------------------------------------------------------------
 
 
