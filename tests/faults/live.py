@@ -4,13 +4,15 @@
 
 It publishes at an even pace and handles what it publishes in a group of its own. It prints a line for each event: when
 it was published, and how long that took until its handler had it, in seconds of the machine's monotonic clock. A group
-that catches up, `LATE`, is served by the same node as soon as it is not paused any more.
+that catches up, `LATE`, is served by the same node as soon as it is not paused any more. As `eventbus worker` does, it
+keeps what was imported from the garbage collector: a full collection would stop all for 0.2 s, every second or so.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import time
 
@@ -47,6 +49,8 @@ async def main(rate: float) -> None:
     async def catch_up(event: Counted) -> None:
         pass
 
+    gc.collect()
+    gc.freeze()
     async with eventbus:
         due = loop.time()
         while not ended.is_set():
