@@ -28,29 +28,23 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventbus_fastapi.errors import GroupNotFound, LeaseLost, NotFound, quote
+from eventbus_fastapi.errors import LeaseLost, NotFound, quote
 from eventbus_fastapi.events import Message
-from eventbus_fastapi.store.archive import Archive
-from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.database import AnyRow
 from eventbus_fastapi.store.group import (
     Again,
-    ArchiveMode,
     Claim,
     DeadLetter,
     Death,
     Ending,
-    Figures,
     Group,
     Held,
     HeldRetry,
-    Look,
-    OrderedBy,
     Settlement,
-    WaitingRetry,
     errors_text,
 )
-from eventbus_fastapi.store.group_name import check_group_name
-from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS, GroupStatements
+from eventbus_fastapi.store.group_registry import GroupRegistry, patterns_text
+from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS
 from eventbus_fastapi.store.limits import Limits, Room
 from eventbus_fastapi.store.reader import LogReader
 from eventbus_fastapi.store.seqs import decode_seqs, encode_seqs
@@ -63,144 +57,12 @@ MOST_LOSSES = 2
 who hold it, and its neighbours' attempts would be counted with its own."""
 
 
-class Groups:
+class Groups(GroupRegistry):
     """See the module's docstring."""
 
     def __init__(self, store: LogReader) -> None:
-        self._store = store
-        self.sql = GroupStatements(store.tables)
+        super().__init__(store)
         self.limits = Limits(store)
-        self._archive = Archive(store)
-
-    # --- groups ---
-
-    async def ensure(
-        self,
-        name: str,
-        patterns: Sequence[str],
-        *,
-        after: int,
-        ordered_by: OrderedBy | None = None,
-        max_attempts: int = 10,
-        archive: ArchiveMode = "none",
-        max_in_flight: int | None = None,
-        rate_limit: str | None = None,
-        is_declared: bool = False,
-    ) -> Group:
-        """Return the group of this name; make it, reading after a seq, if there is none.
-
-        One that exists keeps its place. `is_declared`: it takes over the patterns and the rest as given here.
-
-        Raises:
-            InvalidGroup: it cannot be the name of a group.
-        """
-        check_group_name(name)
-        values = {
-            "patterns": _patterns(patterns),
-            "ordered_by": ordered_by,
-            "max_attempts": max_attempts,
-            "archive": archive,
-            "max_in_flight": max_in_flight,
-            "rate_limit": rate_limit,
-        }
-        if await self._read(name) is None:
-            await self._add({"name": name, "cursor": after, **values})
-        group = await self.get(name)
-        wanted = group._replace(
-            patterns=tuple(patterns),
-            ordered_by=ordered_by,
-            max_attempts=max_attempts,
-            archive=archive,
-            max_in_flight=max_in_flight,
-            rate_limit=rate_limit,
-        )
-        if is_declared and wanted != group:
-            await self._execute(self.sql.declare_group, {"group_id": group.id, **values})
-            group = await self.get(name)
-        return group
-
-    async def get(self, name: str) -> Group:
-        """Return a group.
-
-        Raises:
-            GroupNotFound: there is none of this name.
-            InvalidGroup: there cannot be.
-        """
-        check_group_name(name)  # a database does not take every string
-        group = await self._read(name)
-        if group is None:
-            raise GroupNotFound(f"no group {quote(name)}")
-        return group
-
-    async def get_by_id(self, group_id: int) -> Group:
-        """Return a group as it is now.
-
-        Raises:
-            GroupNotFound: it was deleted.
-        """
-        async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self.sql.read_group_by_id, {"group_id": group_id})).first()
-        if row is None:
-            raise GroupNotFound("the group was deleted")
-        return _group(row)
-
-    async def all(self) -> list[Group]:
-        async with self._store._translated(), self._store._reader() as connection:
-            return [_group(row) for row in await connection.execute(self.sql.read_groups)]
-
-    async def figures(self, group: Group) -> Figures:
-        """Return how a group is doing."""
-        parameters = {"group_id": group.id}
-        async with self._store._translated(), self._store._reader() as connection:
-            # First the leases: what fails in between goes from them to the retries, never back, and is not missed.
-            pendings = (await connection.execute(self.sql.pendings, parameters)).scalars().all()
-            row = (await connection.execute(self.sql.figures, parameters)).first()
-        if row is None:
-            raise GroupNotFound(f"no group {quote(group.name)}")
-        in_flight = sum(len(decode_seqs(pending)) for pending in pendings)
-        return Figures(row[0], max(0, row[1] or 0) / 1_000_000, in_flight + row[3], row[2], row[4])
-
-    async def pause(self, name: str) -> None:
-        """Hand out nothing more of a group; what is in flight may be settled."""
-        await self._execute(self.sql.pause_group, {"group_id": (await self.get(name)).id})
-
-    async def resume(self, name: str) -> None:
-        """End a pause."""
-        await self._execute(self.sql.resume_group, {"group_id": (await self.get(name)).id})
-
-    async def reset(self, name: str, after: int) -> None:
-        """Have a group read from after a seq. What is in flight or waits for a retry is forgotten, and whoever holds it
-        cannot settle it any more; dead letters stay.
-        """
-        group_id = (await self.get(name)).id
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self.sql.move_group, {"group_id": group_id, "cursor": after})
-            for statement in self.sql.drop_leases:
-                await connection.execute(statement, {"group_id": group_id})
-
-        await self._store.transact(work)
-
-    async def delete(self, name: str) -> None:
-        """Forget a group with all it has in flight, its retries, its dead letters and its archive."""
-        group_id = (await self.get(name)).id
-        # The archive may be long: first in parts, so that little of it is left for the one transaction.
-        while await self._archive.remove_of_group(group_id):
-            pass
-
-        async def work(connection: AsyncConnection) -> None:
-            # First the lock that a claim takes: its lease would be written behind the group's last.
-            await connection.execute(self.sql.lock_group, {"group_id": group_id})
-            for statement in self.sql.remove_group:
-                await connection.execute(statement, {"group_id": group_id})
-
-        await self._store.transact(work)
-
-    async def floor(self) -> int | None:
-        """Return the first seq that some group still needs of the log; None: there are no groups."""
-        async with self._store._translated(), self._store._reader() as connection:
-            unread, held = (await connection.execute(self.sql.floor)).one()
-        return min((seq for seq in (unread, held) if seq is not None), default=None)
 
     # --- claiming ---
 
@@ -480,14 +342,6 @@ class Groups:
 
     # --- what was lost ---
 
-    async def look(self, group_ids: Sequence[int]) -> list[Look]:
-        """Return what there is to do for some groups besides reading on, seen without a lock."""
-        if not group_ids:
-            return []
-        async with self._store._translated(), self._store._reader() as connection:
-            rows = await connection.execute(self.sql.look, {"group_ids": list(group_ids)})
-            return [Look(_group(row), *row[-3:]) for row in rows]
-
     async def rescue(self) -> set[int]:
         """Turn what expired leases hold into retries that are due, of any group; return the groups' ids.
 
@@ -513,21 +367,6 @@ class Groups:
         if count:
             await self._execute(self.sql.count_lost, parameters)
         return await self.get_by_id(group.id)
-
-    async def retries(self, group: Group, *, after: int = 0, limit: int = 100) -> list[WaitingRetry]:
-        """Return what waits for another attempt, or is held for it, with a seq after `after`; in the order of seqs."""
-        parameters = {"group_id": group.id, "after": after, "limit": limit}
-        async with self._store._translated(), self._store._reader() as connection:
-            return [
-                WaitingRetry._make((*row[:6], bool(row.is_held), json.loads(row.errors)))
-                for row in await connection.execute(self.sql.list_retries, parameters)
-            ]
-
-    async def blocked_keys(self, group: Group, limit: int = 100) -> list[tuple[str, int, int]]:
-        """Return keys that wait for an event to be settled: the key, the seq of its first event, how many there are."""
-        async with self._store._translated(), self._store._reader() as connection:
-            rows = await connection.execute(self.sql.blocked_keys, {"group_id": group.id, "limit": limit})
-            return [(row[0], row[1], row[2]) for row in rows]
 
     # --- dead letters ---
 
@@ -574,26 +413,6 @@ class Groups:
         return await self._execute(self.sql.remove_dead, {"group_id": group.id, "seqs": list(seqs)})
 
     # --- parts ---
-
-    async def _read(self, name: str) -> Group | None:
-        async with self._store._translated(), self._store._reader() as connection:
-            row = (await connection.execute(self.sql.read_group, {"name": name})).first()
-        return None if row is None else _group(row)
-
-    async def _add(self, values: dict[str, Any]) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self.sql.add_group, values)
-
-        try:
-            await self._store.transact(work, is_optimistic=True)
-        except Collision:
-            return  # another node was faster
-
-    async def _execute(self, statement: Any, parameters: dict[str, Any]) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, parameters)).rowcount
-
-        return await self._store.transact(work)
 
     async def _add_retries(
         self, connection: AsyncConnection, group_id: int, items: Sequence[Again], *, losses: int
@@ -688,35 +507,15 @@ def _letter(row: AnyRow) -> DeadLetter:
     return DeadLetter(row[0], Message(*row[1:size]), row.attempt, json.loads(row.errors), row.died_at)
 
 
-def _group(row: AnyRow) -> Group:
-    return Group(
-        row.id,
-        row.name,
-        tuple(json.loads(row.patterns)),
-        row.cursor,
-        row.ordered_by,
-        row.max_attempts,
-        row.paused_at is not None,
-        row.lost,
-        row.archive or "none",
-        row.max_in_flight,
-        row.rate_limit,
-    )
-
-
 def expected(group: Group) -> dict[str, Any]:
     """Return what a claim compares a group with, as parameters: what it takes was chosen by that."""
     return {
         "group_id": group.id,
         "expected": group.cursor,
-        "expected_patterns": _patterns(group.patterns),
+        "expected_patterns": patterns_text(group.patterns),
         "expected_order": group.ordered_by or "",
         "expected_name": group.name,  # SQLite gives the id of a group that was deleted to the next
     }
-
-
-def _patterns(patterns: Sequence[str]) -> str:
-    return json.dumps(list(patterns))
 
 
 def _keys(messages: Sequence[Message]) -> str:
