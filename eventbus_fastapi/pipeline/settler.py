@@ -114,14 +114,10 @@ class Settler:
     async def run_once(self) -> float | None:
         """Write what is ready; renew when it is time."""
         clock = asyncio.get_running_loop().time
-        if self._held and clock() >= self._ends_at:
-            self._withdraw()
+        if self._held and clock() >= self._renew_at:
+            await self._renew_or_withdraw()
         if self._entries:
             await self._write(self._choose(is_tick=self._tick_at is not None and clock() >= self._tick_at))
-        if self._held and clock() >= self._renew_at:
-            began = clock()
-            await self._renew()
-            self._note_renewed(began)
         return self._pause(clock())
 
     async def flush(self) -> None:
@@ -134,6 +130,18 @@ class Settler:
     def _note_renewed(self, at: float) -> None:
         self._renew_at = at + self._lease / 3
         self._ends_at = at + self._lease
+
+    async def _renew_or_withdraw(self) -> None:
+        """Renew, also what has ended and nobody has taken over: a process may have been frozen, not cut off."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            await self._renew()
+        except StoreUnavailable:
+            if clock() >= self._ends_at:
+                self._withdraw()
+            raise
+        self._note_renewed(began)
 
     def _withdraw(self) -> None:
         """Have nobody go on with what is not settled: it may be another's by now."""
