@@ -177,7 +177,7 @@ async def test_a_node_that_cannot_renew_in_time_withdraws_what_it_holds_and_give
 
 async def test_a_node_that_was_frozen_goes_on_with_what_nobody_has_taken_over(store: Store) -> None:
     """Its handlers were cancelled, and what they had done was done again as the same attempt."""
-    settler = Settler(store.groups, lease=0.01)
+    settler = Settler(store.groups, lease=0.01, owner="one")
     _, (delivery,) = await claim(store.groups, store, 1)
     settler.hold([delivery])
     await eventually(lambda: asyncio.get_running_loop().time() >= settler._ends_at)
