@@ -392,6 +392,21 @@ async def test_a_group_that_is_deleted_holds_back_none_of_a_lower_priority(open_
 
 
 @pytest.mark.databases("sqlite")
+async def test_what_another_node_has_taken_holds_back_none_of_a_lower_priority(open_bus: OpenBus) -> None:
+    """They wait for it while it seems to be there, and nothing of it ever ends here."""
+    bus = await open_bus()
+    gate, order = await serve_low_and_high(bus)
+    await bus.publish_many([("low", 1), ("high", 2)])
+    await eventually(lambda: all(consumer.has_work for consumer in bus.node.consumers))
+    store = bus.node.store
+    high = await store.groups.get("high")
+    messages = [each for each in (await store.read(0, 10)).messages if each.topic == "high"]
+    assert await store.groups.claim(high, messages, up_to=messages[-1].seq, owner="other", lease=60)
+    gate.set()
+    await eventually(lambda: order == ["low", "low"])
+
+
+@pytest.mark.databases("sqlite")
 async def test_workers_may_start_with_the_bus(open_bus: OpenBus) -> None:
     bus = await open_bus()
     await bus.stop()

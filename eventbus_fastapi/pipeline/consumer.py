@@ -124,10 +124,14 @@ class Consumer:
         """True if there is something to take, as far as this node knows."""
         return self._ending is None and (bool(self._ready) or self._can_claim)
 
-    async def take(self, limit: int | Callable[[], int]) -> list[Delivery]:
+    async def take(
+        self, limit: int | Callable[[], int], *, on_nothing: Callable[[], None] = lambda: None
+    ) -> list[Delivery]:
         """Wait for events and hold up to `limit` of them for the group; return them.
 
         `limit` may be a function, asked when there is something to take: if it says 0, nothing is taken or returned.
+        `on_nothing` is called where there is nothing to take, also where there seemed to be: the group has no room, or
+        another node was faster.
 
         Raises:
             GroupNotFound: the group was deleted.
@@ -139,6 +143,7 @@ class Consumer:
                 if self._ending is not None:
                     raise self._ending
                 if not self.has_work:
+                    on_nothing()
                     await self._bell.wait(self._wait())
                     continue
                 most = min(limit if isinstance(limit, int) else limit(), LARGEST_CLAIM)

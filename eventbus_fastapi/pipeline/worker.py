@@ -346,7 +346,8 @@ class _Pool:
             try:
                 if served.is_gone:
                     served = await self._serve_anew(served)
-                deliveries = await served.consumer.take(partial(self._wanted, served))
+                # Those of a lower priority may wait for what turns out to be nothing.
+                deliveries = await served.consumer.take(partial(self._wanted, served), on_nothing=self._room.set)
             except StoreUnavailable as exc:
                 if failures == 0:
                     logger.warning("%s waits: %s", served.handler.group, exc)
