@@ -79,6 +79,25 @@ async def test_attempts_begin_no_more_often_than_their_limit_says(open_bus: Open
 
 
 @pytest.mark.databases("sqlite")
+async def test_who_waits_for_a_permit_notices_that_the_limit_was_raised(open_bus: OpenBus) -> None:
+    """Where it is the only node, and nothing else tells it to look."""
+    bus = await open_bus()
+    bus.rate_limit("mail", 1, per=3_600)
+    bus.queue("default", poll_interval=0.1)
+    began: list[int] = []
+
+    @bus.handler(Made, group="g", rate_limit="mail")
+    async def handle(event: Made) -> None:
+        began.append(event.number)
+
+    await bus.workers.start()
+    await bus.publish_many([Made(number=number) for number in range(3)])
+    await eventually(lambda: began and not any(consumer.has_work for consumer in bus.node.consumers))
+    await bus.groups.set_rate_limit("mail", 3, 3_600)
+    await eventually(lambda: began == [0, 1, 2])
+
+
+@pytest.mark.databases("sqlite")
 async def test_what_waits_for_a_permit_holds_back_no_handler_of_a_lower_priority(open_bus: OpenBus) -> None:
     bus = await open_bus()
     bus.rate_limit("mail", 1, per=3_600)

@@ -246,7 +246,9 @@ class Consumer:
         if self.group.is_limited:
             room = await self._groups.room(self.group, limit)
             if room.events == 0:
-                self._room_at = asyncio.get_running_loop().time() + room.wait / 1_000_000
+                # The limit may be changed meanwhile, and no bell tells of that.
+                wait = min(room.wait / 1_000_000, self.poll_interval)
+                self._room_at = asyncio.get_running_loop().time() + wait
                 return
         if self._is_retry_due():
             await self._hold_retries(limit)
