@@ -60,11 +60,6 @@ class Handler:
         """Whether it writes its effects and its ack in one transaction, the bus's."""
         return self.target.plan.is_transactional
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether there may be events that must not be begun yet."""
-        return self.max_in_flight is not None or self.rate_limit is not None
-
 
 class HandlerOptions(TypedDict, total=False):
     """What may be said about a handler; see `HandlerGroup.handler`."""

@@ -402,7 +402,7 @@ class _Pool:
         free = self._size - self._busy - self._jobs.qsize()
         if served.handler.is_transactional:
             return min(1, free)
-        if served.seconds is None or served.handler.is_limited:
+        if served.seconds is None or served.consumer.group.is_limited:
             return min(free, self._queue.batch_size)
         batch = self._queue.batch_size
         soon = min(int(AHEAD * self._size / max(served.seconds, 1e-6)), 2 * batch)

@@ -99,11 +99,11 @@ class GroupRegistry:
             row = (await connection.execute(self.sql.read_group_by_id, {"group_id": group_id})).first()
         if row is None:
             raise GroupNotFound("the group was deleted")
-        return _group(row)
+        return group_of(row)
 
     async def all(self) -> list[Group]:
         async with self._store._translated(), self._store._reader() as connection:
-            return [_group(row) for row in await connection.execute(self.sql.read_groups)]
+            return [group_of(row) for row in await connection.execute(self.sql.read_groups)]
 
     async def figures(self, group: Group) -> Figures:
         """Return how a group is doing."""
@@ -167,7 +167,7 @@ class GroupRegistry:
             return []
         async with self._store._translated(), self._store._reader() as connection:
             rows = await connection.execute(self.sql.look, {"group_ids": list(group_ids)})
-            return [Look(_group(row), *row[-3:]) for row in rows]
+            return [Look(group_of(row), *row[-3:]) for row in rows]
 
     async def retries(self, group: Group, *, after: int = 0, limit: int = 100) -> list[WaitingRetry]:
         """Return what waits for another attempt, or is held for it, with a seq after `after`; in the order of seqs."""
@@ -189,7 +189,7 @@ class GroupRegistry:
     async def _read(self, name: str) -> Group | None:
         async with self._store._translated(), self._store._reader() as connection:
             row = (await connection.execute(self.sql.read_group, {"name": name})).first()
-        return None if row is None else _group(row)
+        return None if row is None else group_of(row)
 
     async def _add(self, values: dict[str, Any]) -> None:
         async def work(connection: AsyncConnection) -> None:
@@ -207,7 +207,8 @@ class GroupRegistry:
         return await self._store.transact(work)
 
 
-def _group(row: AnyRow) -> Group:
+def group_of(row: AnyRow) -> Group:
+    """Return the group that a row is."""
     return Group(
         row.id,
         row.name,

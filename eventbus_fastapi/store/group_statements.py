@@ -129,6 +129,8 @@ class GroupStatements:
                 group.c.cursor == _big("expected"),
                 group.c.patterns == bindparam("expected_patterns", type_=Text),
                 func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
+                func.coalesce(group.c.max_in_flight, 0) == bindparam("expected_in_flight", type_=Integer),
+                func.coalesce(group.c.rate_limit, "") == bindparam("expected_rate", type_=Text),
                 group.c.name == bindparam("expected_name", type_=Text),
                 group.c.paused_at.is_(None),
             )

@@ -43,7 +43,7 @@ from eventbus_fastapi.store.group import (
     Settlement,
     errors_text,
 )
-from eventbus_fastapi.store.group_registry import GroupRegistry, patterns_text
+from eventbus_fastapi.store.group_registry import GroupRegistry, group_of, patterns_text
 from eventbus_fastapi.store.group_statements import MESSAGE_FIELDS
 from eventbus_fastapi.store.limits import Limits, Room
 from eventbus_fastapi.store.reader import LogReader
@@ -72,8 +72,8 @@ class Groups(GroupRegistry):
         """Move the cursor from where `group` has it to `up_to`, and hold what matches in between.
 
         Returns the claim; of a group ordered by key, without what has to wait; of one with a limit, as far as that
-        goes. None: the cursor is elsewhere, the group reads other patterns than `group` says, or in another order, is
-        paused or gone; nothing has changed.
+        goes. None: the cursor is elsewhere, the group reads other patterns than `group` says, in another order or
+        with other limits, is paused or gone; nothing has changed.
         """
         token = uuid4()
 
@@ -153,15 +153,16 @@ class Groups(GroupRegistry):
 
         async def work(connection: AsyncConnection) -> tuple[list[Held], bool]:
             is_ordered = group.ordered_by is not None
-            is_alone = is_ordered or group.is_limited
-            row = (
-                await connection.execute(
-                    self.sql.lock_group if is_alone else self.sql.read_group_by_id, {"group_id": group.id}
-                )
-            ).first()
+            parameters = {"group_id": group.id}
+            row = None
+            if not is_ordered and not group.is_limited:
+                row = (await connection.execute(self.sql.read_group_by_id, parameters)).first()
+            if row is None or group_of(row).is_limited:  # since the holder looked, perhaps
+                row = (await connection.execute(self.sql.lock_group, parameters)).first()
             if row is None or row.name != group.name or row.paused_at is not None:
                 return [], False
-            room = await self.limits.room(connection, group, limit)
+            known = group_of(row)
+            room = await self.limits.room(connection, known, limit)
             if room.events == 0:
                 return [], False
             # First the keys: what fails between the two statements goes from the leases to the retries, never back.
@@ -193,7 +194,7 @@ class Groups(GroupRegistry):
                         break
             await self._bury(connection, group.id, dead, is_retry=True)
             await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
-            await self.limits.grant(connection, group, len(held))
+            await self.limits.grant(connection, known, len(held))
             if archive in ("all", "failed"):
                 await self._archive.add(connection, group.id, ended)
             if held:
@@ -514,6 +515,8 @@ def expected(group: Group) -> dict[str, Any]:
         "expected": group.cursor,
         "expected_patterns": patterns_text(group.patterns),
         "expected_order": group.ordered_by or "",
+        "expected_in_flight": group.max_in_flight or 0,
+        "expected_rate": group.rate_limit or "",
         "expected_name": group.name,  # SQLite gives the id of a group that was deleted to the next
     }
 

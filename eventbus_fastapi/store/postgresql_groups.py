@@ -12,7 +12,21 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ARRAY, BigInteger, Text, Uuid, bindparam, cast, delete, func, insert, null, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Integer,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
 
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.store.group import Claim, Group, Settlement
@@ -96,6 +110,8 @@ class FastGroupStatements:
                 group.c.cursor == bindparam("expected", type_=BigInteger),
                 group.c.patterns == bindparam("expected_patterns", type_=Text),
                 func.coalesce(group.c.ordered_by, "") == bindparam("expected_order", type_=Text),
+                func.coalesce(group.c.max_in_flight, 0) == bindparam("expected_in_flight", type_=Integer),
+                func.coalesce(group.c.rate_limit, "") == bindparam("expected_rate", type_=Text),
                 group.c.name == bindparam("expected_name", type_=Text),
                 group.c.paused_at.is_(None),
             )

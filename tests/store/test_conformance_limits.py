@@ -91,6 +91,30 @@ async def test_what_a_lease_held_that_has_ended_leaves_room(store: Store, groups
     assert (await groups.room(group, 10)).events == 0
 
 
+async def test_who_does_not_know_a_group_s_limits_yet_claims_nothing(store: Store, groups: Groups) -> None:
+    """It looks at the group as seldom as its queue polls, and would take any number until then."""
+    log = await fill(store, 3)
+    known = await groups.ensure("g", ["#"], after=0)
+    group = await groups.ensure("g", ["#"], after=0, max_in_flight=1, is_declared=True)
+    assert await groups.claim(known, log, up_to=3, owner="one", lease=LEASE) is None
+    assert (await claim(groups, group, log)).seqs == (1,)
+
+
+async def test_who_does_not_know_a_group_s_limits_yet_holds_no_more_retries_than_they_say(
+    store: Store, groups: Groups
+) -> None:
+    log = await fill(store, 3)
+    known = await groups.ensure("g", ["#"], after=0)
+    claimed = await claim(groups, known, log)
+    again = [Again(seq, 1, 0, []) for seq in claimed.seqs]
+    await groups.settle([Settlement(known.id, claimed.token, again=again, pending=())])
+    await groups.limits.declare(RateLimit("mail", 2, HOUR))
+    await groups.ensure("g", ["#"], after=0, rate_limit="mail", is_declared=True)
+    held = await groups.hold_retries(known, limit=10, owner="two", lease=LEASE)
+    assert [item.message.seq for item in held] == [1, 2]
+    assert await groups.hold_retries(known, limit=10, owner="two", lease=LEASE) == []
+
+
 # --- rates ---------------------------------------------------------------------------------------
 
 
