@@ -408,6 +408,26 @@ async def test_what_another_node_has_taken_holds_back_none_of_a_lower_priority(o
     await eventually(lambda: order == ["low", "low"])
 
 
+async def test_of_two_retries_the_later_one_comes_when_it_is_due_however_seldom_the_queue_polls(
+    open_bus: OpenBus,
+) -> None:
+    """Looking for the first made the node forget when the second is due."""
+    bus = await open_bus()
+    bus.queue("default", workers=2, poll_interval=60)
+    retried: list[float] = []
+
+    @bus.handler("a", group="g")
+    async def fail_once(delay: float, attempt: Attempt) -> Retry | None:
+        if attempt == 1:
+            return Retry(after=delay)
+        retried.append(delay)
+        return None
+
+    await bus.workers.start()
+    await bus.publish_many([("a", 0.25), ("a", 0.05)])
+    await eventually(lambda: retried == [0.05, 0.25])
+
+
 @pytest.mark.databases("sqlite")
 async def test_workers_may_start_with_the_bus(open_bus: OpenBus) -> None:
     bus = await open_bus()

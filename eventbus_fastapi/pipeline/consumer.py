@@ -32,6 +32,7 @@ from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.settings import LARGEST_CLAIM
 from eventbus_fastapi.store.group import Claim, Group, Look
 from eventbus_fastapi.store.groups import Groups
+from eventbus_fastapi.store.limits import Room
 
 logger = logging.getLogger(__name__)
 
@@ -243,23 +244,30 @@ class Consumer:
             filling.exception()  # whoever still waits for it is told
 
     async def _hold(self, limit: int) -> None:
-        if self.group.is_limited:
-            room = await self._groups.room(self.group, limit)
-            if room.events == 0:
-                # The limit may be changed meanwhile, and no bell tells of that.
-                wait = min(room.wait / 1_000_000, self.poll_interval)
-                self._room_at = asyncio.get_running_loop().time() + wait
-                return
+        if not await self._has_room(limit):
+            return
         if self._is_retry_due():
             await self._hold_retries(limit)
         if not self._ready and self._buffer:
             await self._claim_new(limit)
 
+    async def _has_room(self, limit: int) -> bool:
+        """Look whether the group's limits leave any, or note when they may."""
+        room = await self._groups.room(self.group, limit) if self.group.is_limited else Room(limit)
+        if room.events == 0:
+            # The limit may be changed meanwhile, and no bell tells of that.
+            wait = min(room.wait / 1_000_000, self.poll_interval)
+            self._room_at = asyncio.get_running_loop().time() + wait
+        return room.events > 0
+
     async def _hold_retries(self, limit: int) -> None:
         self._retry_at = None
+        next_in = await self._groups.next_retry(self.group)  # first: what becomes due in between is held
         held = await self._groups.hold_retries(self.group, limit=limit, owner=self._owner, lease=self._lease)
-        if held:
+        if held or not await self._has_room(limit):  # another may have taken the room since it was looked at
             self._retry_at = 0.0  # there may be more
+        elif next_in is not None:
+            self._expect_retry(asyncio.get_running_loop().time() + next_in)
         self._receive(
             [
                 Delivery(

@@ -242,6 +242,10 @@ class GroupStatements:
             .exists()
         )
         """Of each key only the first that is not settled."""
+        self.next_retry: Query = select(func.min(retry.c.run_at) - now).where(
+            retry.c.group_id == _big("group_id"), retry.c.run_at > now
+        )
+        """Microseconds until the next is due of those that are not yet."""
         self.list_retries: Query = (
             select(
                 *(retry.c[name] for name in ("seq", "message_id", "topic", "key", "attempt", "run_at")),

@@ -221,6 +221,12 @@ class Groups(GroupRegistry):
             held, may_be_more = await self._store.transact(work)
         return held
 
+    async def next_retry(self, group: Group) -> float | None:
+        """Return in how many seconds something is due that is not yet; None: nothing is."""
+        async with self._store._translated(), self._store._reader() as connection:
+            wait = (await connection.execute(self.sql.next_retry, {"group_id": group.id})).scalar_one()
+        return None if wait is None else max(0, wait) / 1_000_000
+
     async def room(self, group: Group, most: int) -> Room:
         """Return how many events the limits of a group let one take now, up to `most`, seen without a lock."""
         async with self._store._translated(), self._store._reader() as connection:
