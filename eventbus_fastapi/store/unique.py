@@ -36,6 +36,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import Query, now_micros
+from eventbus_fastapi.unique import Unique
 
 
 class Ended(NamedTuple):
@@ -69,15 +70,17 @@ class UniqueEvents:
         first: UUID = row.message_id
         if first == draft.message_id:
             return None
-        if self._has_ended(connection, first, row.until):
+        if self._has_ended(connection, first, row.until, draft.unique.rule):
             connection.execute(self._sql.take_over, {"digest": digest, **mine})
             return None
         self._replace(connection, first, draft)
         return first
 
-    def _has_ended(self, connection: Connection, first: UUID, until: int | None) -> bool:
+    def _has_ended(self, connection: Connection, first: UUID, until: int | None, rule: Unique) -> bool:
         if until is None:
             is_waiting = self._sql.is_waiting_locked if connection.dialect.name in MYSQL else self._sql.is_waiting
+            if rule.replace:
+                is_waiting = self._sql.hold_waiting
             return connection.execute(is_waiting, {"message_id": first}).first() is None
         now: int = connection.execute(self._sql.now).scalar_one()
         return until <= now
@@ -144,6 +147,8 @@ class UniqueStatements:
         self.is_waiting: Query = select(scheduled.c.id).where(scheduled.c.message_id == message_id).limit(1)
         self.is_waiting_locked: Query = self.is_waiting.with_for_update(read=True)
         """Where a transaction may have a snapshot that a statement reads, unless it locks."""
+        self.hold_waiting: Query = self.is_waiting.with_for_update()
+        """What is to be changed must not be let in meanwhile: what it was to take over would be in no event."""
         self.change_waiting: Update = update(scheduled).where(
             scheduled.c.message_id == bindparam("first", type_=scheduled.c.message_id.type)
         )
