@@ -89,7 +89,7 @@ def fingerprint_of(
         raise InvalidEvent(f"unique must be a Unique, got {type(rule).__name__}")
     compared: dict[str, Any] = {"topic": topic}
     if rule.fields is None:
-        compared["payload"] = _whole(body, content_type)
+        compared.update(_whole(body, content_type))
     elif rule.fields:
         compared["fields"] = _chosen("payload", _object(body, content_type), rule.fields)
     if rule.key:
@@ -114,10 +114,11 @@ def _names(what: str, names: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _whole(body: bytes, content_type: str) -> Any:
+def _whole(body: bytes, content_type: str) -> dict[str, Any]:
+    """Return the payload under a name that says what it is: no JSON object can be taken for a text."""
     if codec.is_json(content_type):
-        return codec.decode(body, content_type)
-    return {"content_type": content_type, "sha256": hashlib.sha256(body).hexdigest()}
+        return {"payload": codec.decode(body, content_type)}
+    return {"body": [content_type, hashlib.sha256(body).hexdigest()]}
 
 
 def _object(body: bytes, content_type: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +45,12 @@ def test_events_that_differ_in_anything_that_is_compared_are_not_the_same() -> N
     ]
     digests = [*(digest(*event) for event in events), *rules]
     assert len(set(digests)) == len(digests)
+
+
+def test_an_object_that_tells_of_a_text_is_not_that_text() -> None:
+    told = hashlib.sha256(b"text").hexdigest()
+    for described in ({"content_type": "text/plain", "sha256": told}, ["text/plain", told]):
+        assert digest("a", described) != digest("a", "text")
 
 
 def test_only_what_is_named_is_compared() -> None:
