@@ -11,10 +11,19 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import select
 from typing_extensions import TypedDict
 
 from eventbus_fastapi import Event, EventBus, InvalidPayload, Unique
-from eventbus_fastapi.errors import InvalidEvent, InvalidTopic, NotFound, NotRunning, PayloadTooLarge, StoreError
+from eventbus_fastapi.errors import (
+    InvalidEvent,
+    InvalidTopic,
+    NotFound,
+    NotRunning,
+    PayloadTooLarge,
+    StoreError,
+    StoreUnavailable,
+)
 from eventbus_fastapi.events import Draft, Receipt
 from tests.conftest import OpenBus
 from tests.drafts import draft
@@ -22,6 +31,7 @@ from tests.pipeline.reading import read, read_payloads, read_seqs
 from tests.waiting import eventually
 
 on_sqlite = pytest.mark.databases("sqlite")
+on_servers = pytest.mark.databases("postgresql", "mysql")
 
 
 class UserCreated(Event, topic="user.created"):
@@ -455,6 +465,40 @@ async def test_of_tasks_on_two_nodes_one_publishes_and_the_others_learn_its_seq(
     receipts = await asyncio.gather(*(nodes[n % 2].publish("a", 1, unique=Unique(within=60)) for n in range(10)))
     assert {receipt.seq for receipt in receipts} == {1}
     assert [receipt.duplicate for receipt in receipts].count(False) == 1
+
+
+@on_servers
+async def test_those_that_wait_for_a_transaction_leave_room_for_other_unique_events(bus: EventBus) -> None:
+    rule = Unique(within=60)
+    async with bus.engine.connect() as connection:
+        first = await bus.publish_txn(connection, "a", 1, unique=rule)
+        waiting = [asyncio.create_task(bus.publish("a", 1, unique=rule)) for _ in range(5)]
+        assert not (await asyncio.wait(waiting, timeout=0.05))[0]
+        async with asyncio.timeout(5):
+            assert (await bus.publish("a", 2, unique=rule)).seq == 1
+        assert not any(task.done() for task in waiting)
+        await connection.commit()
+    assert await asyncio.gather(*waiting) == [Receipt(first.message_id, 2, duplicate=True)] * 5
+
+
+@on_servers
+async def test_a_call_waits_its_time_however_many_wait_before_it(open_bus: OpenBus) -> None:
+    bus = await open_bus(statement_timeout=0.4)
+    rule = Unique(within=60)
+    async with bus.engine.connect() as connection:
+        await bus.publish_txn(connection, "a", 1, unique=rule)
+        async with asyncio.timeout(2):
+            waits = (bus.publish("a", 1, unique=rule) for _ in range(20))
+            answers = await asyncio.gather(*waits, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+
+
+async def test_of_calls_that_replace_the_last_one_stays(bus: EventBus) -> None:
+    rule = Unique(fields=[], replace=["payload"])
+    await asyncio.gather(*(bus.publish("a", {"n": n}, delay=60, unique=rule) for n in range(10)))
+    scheduled = bus.node.store.tables.scheduled
+    async with bus.engine.connect() as connection:
+        assert list(await connection.scalars(select(scheduled.c.payload))) == [b'{"n":9}']
 
 
 async def test_a_stop_stores_the_unique_events_that_it_has_taken(open_bus: OpenBus) -> None:

@@ -1,12 +1,16 @@
 """The publisher of unique events: each call a transaction of its own, which may wait for one that publishes the same.
 
-So it shares no commit with anybody, and whoever publishes something else meanwhile overtakes it.
+So it shares no commit with anybody, and whoever publishes something else meanwhile overtakes it. Those that publish the
+same go one after the other, in the order of their calls: the last one is what replaces in the end, and only one of them
+has a connection while all of them wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 
 from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
 from eventbus_fastapi.events import Draft, Receipt
@@ -24,6 +28,7 @@ class UniquePublisher:
         self._on_append = on_append
         self._turn = asyncio.Semaphore(MOST_TRANSACTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last: dict[str, asyncio.Task[None]] = {}  # of those that publish the same, by fingerprint
         self._is_open = False
 
     def open(self) -> None:
@@ -36,14 +41,26 @@ class UniquePublisher:
 
         Raises:
             NotRunning: the node is not started or is stopping.
+
+        The future gets StoreUnavailable where it was not its turn within `statement_timeout`, or see
+        `UniqueAppends.append`.
         """
         if not self._is_open:
             raise NotRunning("the bus is not running; use 'async with eventbus:' or mount its router")
         answer: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._publish(drafts, answer), name="eventbus-unique")
+        digests = {draft.unique.digest for draft in drafts if draft.unique is not None}
+        before = {self._last[digest] for digest in digests if digest in self._last}
+        task = asyncio.create_task(self._publish(drafts, answer, before), name="eventbus-unique")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._last.update(dict.fromkeys(digests, task))
+        task.add_done_callback(partial(self._note_end, digests))
         return answer
+
+    def _note_end(self, digests: Collection[str], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        for digest in digests:
+            if self._last.get(digest) is task:
+                del self._last[digest]
 
     async def close(self, timeout: float) -> None:
         """Take nothing more and wait until everything taken is committed, `timeout` seconds at most."""
@@ -56,9 +73,12 @@ class UniquePublisher:
         if late:
             await asyncio.wait(late)
 
-    async def _publish(self, drafts: Sequence[Draft], answer: asyncio.Future[list[Receipt]]) -> None:
+    async def _publish(
+        self, drafts: Sequence[Draft], answer: asyncio.Future[list[Receipt]], before: Collection[asyncio.Task[None]]
+    ) -> None:
         try:
-            async with self._turn:
+            async with AsyncExitStack() as turn:
+                await self._wait_for_turn(turn, before)
                 if answer.cancelled():
                     return
                 receipts, last_seq = await self._store.unique.append(drafts)
@@ -72,6 +92,18 @@ class UniquePublisher:
             if not answer.done():
                 answer.set_result(receipts)
             self._on_append(last_seq)
+
+    async def _wait_for_turn(self, turn: AsyncExitStack, before: Collection[asyncio.Task[None]]) -> None:
+        timeout = self._store.settings.statement_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                if before:
+                    await asyncio.wait(before)
+                await turn.enter_async_context(self._turn)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"the event was not stored: for {timeout:g} s it waited for others that publish unique events"
+            ) from None
 
 
 def _fail(answer: asyncio.Future[list[Receipt]], error: EventBusError) -> None:
