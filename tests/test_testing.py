@@ -308,6 +308,18 @@ async def test_a_drain_without_an_end_is_an_error(bus: BusTester, monkeypatch: p
             await bus.drain()
 
 
+async def test_a_drain_may_make_as_many_attempts_as_its_limit(bus: BusTester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventbus_fastapi.testing.drain.MOST_ATTEMPTS", 3)
+
+    @bus.eventbus.handler("rare", group="g")
+    async def handle(message: Message) -> None: ...
+
+    async with bus:
+        # Those that nobody handles are more than a page of the log.
+        await bus.eventbus.publish_many([*[("often", 0)] * 50, *[("rare", n) for n in range(3)]])
+        assert [handled.message.payload for handled in await bus.drain()] == [0, 1, 2]
+
+
 async def test_a_failed_test_within_a_handler_leaves_the_event_to_the_next_drain(bus: BusTester) -> None:
     is_failing = True
     attempts: list[int] = []

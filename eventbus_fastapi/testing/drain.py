@@ -26,6 +26,8 @@ Errors = Literal["raise", "record"]
 
 MOST_ATTEMPTS = 1_000
 """Attempts after which a drain takes it that its handlers will never be done."""
+SHORTEST_PAGE, LONGEST_PAGE = 8, 1_000
+"""Events that are read to find the next one: each step reads anew, so that it must not read all that is left."""
 LEASE = 3_600.0
 """Seconds that a drain may hold an event; nobody renews it."""
 
@@ -60,7 +62,7 @@ async def drain(eventbus: EventBus, handled: list[Handled], errors: Errors, *, r
             attempts += 1
             if attempt.error is not None and errors == "raise":
                 raise attempt.error
-            if attempts == MOST_ATTEMPTS:
+            if attempts > MOST_ATTEMPTS:
                 raise RuntimeError(f"after {MOST_ATTEMPTS:,} attempts there is still something due")
     finally:
         run.close()
@@ -94,6 +96,7 @@ class _Drain:
     async def _take(self, handler: Handler) -> Delivery | None:
         """Hold one event: what is to be tried again comes before what is new."""
         matcher = Matcher(handler.patterns)
+        page = SHORTEST_PAGE
         while True:
             group = await self._groups.ensure(
                 handler.group,
@@ -109,7 +112,8 @@ class _Drain:
             if (due := await self._due(group)) is not None:
                 due.archive = group.archive
                 return due
-            message, up_to = await self._next(group, matcher)
+            message, up_to = await self._next(group, matcher, page)
+            page = min(page * 4, LONGEST_PAGE)
             if up_to == group.cursor:
                 return None
             claimed = await self._claim(group, [] if message is None else [message], up_to)
@@ -129,9 +133,9 @@ class _Drain:
             )
         return None
 
-    async def _next(self, group: Group, matcher: Matcher) -> tuple[Message | None, int]:
-        """Return the next new event of a group, if there is one, and how far the log was read."""
-        scan = await self._node.store.read(group.cursor, 1_000)
+    async def _next(self, group: Group, matcher: Matcher, page: int) -> tuple[Message | None, int]:
+        """Return the next new event of a group, if a page has one, and how far the log was read."""
+        scan = await self._node.store.read(group.cursor, page)
         for message in scan.messages:
             if matcher.matches(message.topic):
                 return message, message.seq
