@@ -59,7 +59,7 @@ class UniqueEvents:
         is no duplicate here: that its event is stored already is found out as for every event.
         """
         assert draft.unique is not None
-        digest, within, _ = draft.unique
+        digest, within, rule = draft.unique
         mine = {"fingerprint": digest, "message_id": draft.message_id, "within": within}
         add = self._sql.add[connection.dialect.name]
         while True:
@@ -70,23 +70,36 @@ class UniqueEvents:
         first: UUID = row.message_id
         if first == draft.message_id:
             return None
-        if self._has_ended(connection, first, row.until, draft.unique.rule):
+        if self._has_ended(connection, first, row.until, rule):
             connection.execute(self._sql.take_over, {"digest": digest, **mine})
             return None
-        self._replace(connection, first, draft)
+        if rule.replace and (row.until is None or self._waits(connection, first, rule)):
+            self._replace(connection, first, draft)
         return first
 
     def _has_ended(self, connection: Connection, first: UUID, until: int | None, rule: Unique) -> bool:
         if until is None:
-            is_waiting = self._sql.is_waiting_locked if connection.dialect.name in MYSQL else self._sql.is_waiting
-            if rule.replace:
-                is_waiting = self._sql.hold_waiting
-            return connection.execute(is_waiting, {"message_id": first}).first() is None
+            return not self._waits(connection, first, rule)
         now: int = connection.execute(self._sql.now).scalar_one()
         return until <= now
 
+    def _waits(self, connection: Connection, message_id: UUID, rule: Unique) -> bool:
+        """Say whether an event waits for its time. If it is to be changed, it waits until the transaction ends: what
+        it takes over must not be in no event, because it was let in meanwhile.
+
+        It is found without a lock and then locked by its id, as those do who let it in: by its message_id, MySQL would
+        take the locks in another order, and one of the two would end as a deadlock.
+        """
+        is_mysql = connection.dialect.name in MYSQL
+        ids = connection.execute(self._sql.waiting, {"message_id": message_id}).scalars().all()
+        if not ids and is_mysql:
+            ids = connection.execute(self._sql.waiting_locked, {"message_id": message_id}).scalars().all()
+        if not is_mysql and not rule.replace:
+            return bool(ids)
+        return any(connection.execute(self._sql.hold_waiting, {"waiting": row}).first() is not None for row in ids)
+
     def _replace(self, connection: Connection, first: UUID, draft: Draft) -> None:
-        """Put the draft in the place of the first one, as far as its rule says and the first one still waits."""
+        """Put the draft in the place of the first one, which waits, as far as its rule says."""
         assert draft.unique is not None
         replaced = draft.unique.rule.replace
         values: dict[str, Any] = {}
@@ -96,8 +109,7 @@ class UniqueEvents:
             values["publish_at"] = draft.publish_at
             if draft.publish_at is None:
                 values["publish_at"] = now_micros() + literal(draft.delay or 0, BigInteger)
-        if values:
-            connection.execute(self._sql.change_waiting.values(values), {"first": first})
+        connection.execute(self._sql.change_waiting.values(values), {"first": first})
 
     def seq_of(self, connection: Connection, message_id: UUID) -> int | None:
         """Return the seq of an event, if it is in the log."""
@@ -144,11 +156,12 @@ class UniqueStatements:
             update(unique).where(unique.c.fingerprint == bindparam("digest")).values(message_id=message_id, until=until)
         )
         self.now: Query = select(now_micros())
-        self.is_waiting: Query = select(scheduled.c.id).where(scheduled.c.message_id == message_id).limit(1)
-        self.is_waiting_locked: Query = self.is_waiting.with_for_update(read=True)
+        self.waiting: Query = select(scheduled.c.id).where(scheduled.c.message_id == message_id)
+        self.waiting_locked: Query = self.waiting.with_for_update(read=True)
         """Where a transaction may have a snapshot that a statement reads, unless it locks."""
-        self.hold_waiting: Query = self.is_waiting.with_for_update()
-        """What is to be changed must not be let in meanwhile: what it was to take over would be in no event."""
+        self.hold_waiting: Query = (
+            select(scheduled.c.id).where(scheduled.c.id == bindparam("waiting", type_=BigInteger)).with_for_update()
+        )
         self.change_waiting: Update = update(scheduled).where(
             scheduled.c.message_id == bindparam("first", type_=scheduled.c.message_id.type)
         )
