@@ -83,7 +83,7 @@ class GroupStatements:
             return (
                 select(func.count())
                 .select_from(table)
-                .where(table.c.group_id == group.c.id, *conditions)
+                .where(table.c.group_id == _big("group_id"), *conditions)
                 .scalar_subquery()
             )
 
@@ -95,18 +95,16 @@ class GroupStatements:
             .correlate(group)
             .scalar_subquery()
         )
-        self.figures: Query = (
-            select(
-                head.c.last_seq - group.c.cursor,
-                now - waits_since,
-                count(retry, retry.c.token.is_(None)),
-                count(retry, retry.c.token.is_not(None)),
-                count(dead),
-            )
+        self.lag: Query = (
+            select(head.c.last_seq - group.c.cursor, now - waits_since)
             .where(group.c.id == _big("group_id"))
             .select_from(group.join(head, head.c.id == 1))
         )
-        """Lag in events, lag in time, retries that wait, retries that are held, dead letters."""
+        """In events, and in time."""
+        self.counts: Query = select(
+            count(retry, retry.c.token.is_(None)), count(retry, retry.c.token.is_not(None)), count(dead)
+        )
+        """Retries that wait, retries that are held, dead letters."""
         self.pendings: Query = select(lease.c.pending).where(lease.c.group_id == _big("group_id"))
         self.floor: Query = select(
             select(func.min(group.c.cursor) + 1).scalar_subquery(),
