@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("EVENTBUS_")]:
         if not name.startswith("EVENTBUS_TEST_"):
             del os.environ[name]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # tests that run in the background of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start would not hear of Ctrl-C
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

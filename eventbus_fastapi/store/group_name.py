@@ -10,8 +10,8 @@ ENDINGS = ("retries", "blocked-keys", "pause", "resume", "reset")
 """What stands after the name of a group in the paths of HTTP."""
 
 
-def check_group_name(name: object) -> str:
-    """Return the name of a group.
+def check_group_name(name: object, of: str = "group") -> str:
+    """Return the name of a group, or of something else whose names are like it.
 
     It has 1 to 255 bytes, no spaces and no control characters. A name with slashes must be the path that it looks
     like: `shop/mail` is, `/shop`, `shop/../mail` and `shop/retries` are not.
@@ -20,13 +20,13 @@ def check_group_name(name: object) -> str:
         InvalidGroup: it cannot be one.
     """
     if not isinstance(name, str):
-        raise InvalidGroup(f"the name of a group must be str, got {type(name).__name__}")
+        raise InvalidGroup(f"the name of a {of} must be str, got {type(name).__name__}")
     if not name or not name.isprintable() or " " in name or len(name.encode()) > MAX_NAME:
-        expected = f"the name of a group must be 1 to {MAX_NAME} bytes without spaces and control characters"
+        expected = f"the name of a {of} must be 1 to {MAX_NAME} bytes without spaces and control characters"
         raise InvalidGroup(f"{expected}, got {quote(name)}")
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise InvalidGroup(f"the name of a group has no empty part, . or .. between slashes, got {quote(name)}")
+        raise InvalidGroup(f"the name of a {of} has no empty part, . or .. between slashes, got {quote(name)}")
     if len(parts) > 1 and parts[-1] in ENDINGS:
-        raise InvalidGroup(f"the name of a group does not end with /{parts[-1]}, got {quote(name)}")
+        raise InvalidGroup(f"the name of a {of} does not end with /{parts[-1]}, got {quote(name)}")
     return str.__str__(name)

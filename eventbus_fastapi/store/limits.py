@@ -104,7 +104,7 @@ class Limits:
             NotFound: there is none of this name.
             InvalidGroup: there cannot be.
         """
-        check_group_name(name)
+        check_group_name(name, "rate limit")
         async with self._store._translated(), self._store._reader() as connection:
             row = (await connection.execute(self.sql.read, {"name": name})).first()
         if row is None:
@@ -148,7 +148,7 @@ class Limits:
 
 def check_limit(limit: RateLimit) -> None:
     """Raise InvalidGroup if something cannot be a rate limit."""
-    check_group_name(limit.name)
+    check_group_name(limit.name, "rate limit")
     if type(limit.permits) is not int or not 1 <= limit.permits <= MAX_PERMITS:
         raise InvalidGroup(
             f"the permits of rate limit {quote(limit.name)} must be an int from 1 to {MAX_PERMITS:,}, "
