@@ -200,7 +200,7 @@ class GroupFeed:
 
     def settle(
         self, command: Acknowledge | AcknowledgeUpTo | Nack | Reject | Extend, *, is_awaited: bool
-    ) -> asyncio.Task[Answer] | Answer:
+    ) -> asyncio.Future[Answer] | Answer:
         """Do what the member says of events that it holds. Return what is answered; where that is awaited, a task that
         has it after the commit.
 
@@ -246,7 +246,7 @@ class GroupFeed:
 
     def _settle(
         self, chosen: Chosen, outcome: Callable[[Delivery], Outcome], word: str, *, is_awaited: bool
-    ) -> asyncio.Task[Answer] | Answer:
+    ) -> asyncio.Future[Answer] | Answer:
         settled: list[asyncio.Future[None]] = []
         lost: list[int] = []
         for seq in self._seqs(chosen):
@@ -263,10 +263,36 @@ class GroupFeed:
                 self.consumer.settle(delivery, decided)
         self._note_room()
         if is_awaited:
-            return asyncio.create_task(_confirm(settled, lost, word), name=f"websocket-{self._connection}-settle")
+            return self._confirm(settled, lost, word)
         if lost:
             raise LeaseLost(lost)
         return {}
+
+    def _confirm(self, settled: list[asyncio.Future[None]], lost: list[int], word: str) -> asyncio.Future[Answer]:
+        """Return a future of the answer, set when the outcomes are written.
+
+        It carries LeaseLost if some events were no longer the member's, and another EventBusError if some could not be
+        written. A future and no task: members ack each event, thousands a second.
+        """
+        confirmed: asyncio.Future[Answer] = self._loop.create_future()
+        waiting = len(settled)
+
+        def note(_: object = None) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if waiting > 0 or confirmed.done():
+                return
+            answer = _outcome(settled, lost, word)
+            if isinstance(answer, EventBusError):
+                confirmed.set_exception(answer)
+            else:
+                confirmed.set_result(answer)
+
+        for each in settled:
+            each.add_done_callback(note)
+        if not settled:
+            note()
+        return confirmed
 
     def _seqs(self, chosen: Chosen) -> Sequence[int]:
         return chosen.seqs if chosen.up_to is None else self._holdings.up_to(chosen.up_to)
@@ -393,27 +419,16 @@ class GroupFeed:
                 self._write(delivery, self._failed(delivery, "MemberLeft", reason, 0))
 
 
-async def _confirm(settled: list[asyncio.Future[None]], lost: list[int], word: str) -> Answer:
-    """Wait until outcomes are written.
-
-    Raises:
-        LeaseLost: some events were no longer the member's.
-        EventBusError: some could not be written.
-    """
-    if settled:
-        await asyncio.wait(settled)
-    failed: EventBusError | None = None
+def _outcome(settled: list[asyncio.Future[None]], lost: list[int], word: str) -> Answer | EventBusError:
+    """Return what to tell of outcomes that are all decided."""
+    lost = [*lost]
     for answer in settled:
         error = None if answer.cancelled() else answer.exception()
         if isinstance(error, LeaseLost):
             lost.extend(error.seqs)
         elif isinstance(error, EventBusError):
-            failed = error
-    if failed is not None:
-        raise failed
-    if lost:
-        raise LeaseLost(lost)
-    return {word: len(settled)}
+            return error
+    return LeaseLost(lost) if lost else {word: len(settled)}
 
 
 def _look_at(answer: asyncio.Future[None]) -> None:

@@ -117,7 +117,7 @@ class Connection:
         self._feeds: dict[Sub, Feed] = {}
         self._groups: dict[Sub, GroupFeed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._acks: set[asyncio.Task[int] | asyncio.Task[Answer]] = set()
+        self._acks: set[asyncio.Task[int] | asyncio.Future[Answer]] = set()
         self._acknowledging = asyncio.Lock()
         self._bad_frames = 0
         self._heart = Heart(
