@@ -45,7 +45,13 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         await serve_websocket(websocket, node)
 
     def add(path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        router.add_api_route(path, endpoint, generate_unique_id_function=partial(openapi.operation_id, path), **options)
+        router.add_api_route(
+            path,
+            endpoint,
+            name=f"eventbus_{endpoint.__name__}",
+            generate_unique_id_function=partial(openapi.operation_id, path),
+            **options,
+        )
 
     router.add_api_websocket_route("/ws", websocket, name="eventbus_ws")
     add(
@@ -53,7 +59,6 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         endpoints.publish,
         methods=["POST"],
         status_code=201,
-        name="eventbus_publish",
         summary="Publish events",
         response_model=openapi.Published | list[openapi.Published],
         responses={201: openapi.PUBLISH_ANSWER, **openapi.documented(*openapi.PUBLISH_PROBLEMS)},
@@ -62,7 +67,6 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
     add(
         "/events",
         endpoints.list_events,
-        name="eventbus_list_events",
         summary="Read the log",
         response_model=openapi.EventPage,
         responses=openapi.documented(*openapi.LIST_PROBLEMS),
@@ -70,7 +74,6 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
     add(
         "/events/{seq}",
         endpoints.get_event,
-        name="eventbus_get_event",
         summary="Read one event",
         response_model=openapi.LoggedEventWithStatus,
         responses=openapi.documented(*openapi.GET_PROBLEMS),
@@ -78,14 +81,12 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
     add(
         "/healthz",
         endpoints.healthz,
-        name="eventbus_healthz",
         summary="Does the process run?",
         response_model=openapi.Health,
     )
     add(
         "/readyz",
         endpoints.readyz,
-        name="eventbus_readyz",
         summary="Can the bus work?",
         response_model=openapi.Readiness,
         responses=openapi.documented(*openapi.READY_PROBLEMS),
@@ -105,7 +106,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         "/groups",
         endpoints.list_groups,
-        name="eventbus_list_groups",
         summary="How are the groups?",
         response_model=docs.GroupList,
         responses=openapi.documented(*docs.LIST_GROUPS_PROBLEMS),
@@ -113,7 +113,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         f"{group}/retries",
         endpoints.list_retries,
-        name="eventbus_list_retries",
         summary="What waits for another attempt?",
         response_model=docs.RetryPage,
         responses=openapi.documented(*docs.PAGE_PROBLEMS),
@@ -121,7 +120,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         f"{group}/blocked-keys",
         endpoints.list_blocked_keys,
-        name="eventbus_list_blocked_keys",
         summary="Which keys wait?",
         response_model=docs.BlockedKeys,
         responses=openapi.documented(*docs.PAGE_PROBLEMS),
@@ -136,7 +134,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
             f"{group}/{verb}",
             change,
             methods=["POST"],
-            name=f"eventbus_{verb}_group",
             summary=f"{verb.capitalize()} a group",
             response_model=docs.GroupObject,
             responses=openapi.documented(*problems),
@@ -145,7 +142,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         group,
         endpoints.get_group,
-        name="eventbus_get_group",
         summary="How is a group?",
         response_model=docs.GroupObject,
         responses=openapi.documented(*docs.GROUP_PROBLEMS),
@@ -154,7 +150,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         group,
         endpoints.put_group,
         methods=["PUT"],
-        name="eventbus_put_group",
         summary="Declare a group",
         response_model=docs.GroupObject,
         responses={
@@ -167,7 +162,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         group,
         endpoints.delete_group,
         methods=["DELETE"],
-        name="eventbus_delete_group",
         summary="Delete a group",
         response_model=docs.GroupObject,
         responses=openapi.documented(*docs.GROUP_PROBLEMS),
@@ -175,7 +169,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         "/rate-limits",
         endpoints.list_rate_limits,
-        name="eventbus_list_rate_limits",
         summary="Which rate limits are there?",
         response_model=docs.RateLimitList,
         responses=openapi.documented(*docs.LIST_GROUPS_PROBLEMS),
@@ -184,7 +177,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
         "/rate-limits/{name:path}",
         endpoints.put_rate_limit,
         methods=["PUT"],
-        name="eventbus_put_rate_limit",
         summary="Make or change a rate limit",
         response_model=docs.RateLimitObject,
         responses=openapi.documented(*docs.RATE_LIMIT_PROBLEMS),
@@ -193,7 +185,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         "/dead-letters",
         endpoints.list_dead_letters,
-        name="eventbus_list_dead_letters",
         summary="List dead letters",
         response_model=docs.DeadLetterPage,
         responses=openapi.documented(*docs.LIST_DEAD_PROBLEMS),
@@ -206,7 +197,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
             f"/dead-letters/{verb}",
             endpoint,
             methods=["POST"],
-            name=f"eventbus_{verb}_dead_letters",
             summary=f"{verb.capitalize()} dead letters",
             response_model=model,
             responses=openapi.documented(*docs.CHOICE_PROBLEMS),
@@ -215,7 +205,6 @@ def _add_groups(add: Callable[..., None], endpoints: GroupEndpoints) -> None:
     add(
         "/dead-letters/{group:path}/{seq}",
         endpoints.get_dead_letter,
-        name="eventbus_get_dead_letter",
         summary="Show a dead letter",
         response_model=docs.ShownDeadLetter,
         responses=openapi.documented(*docs.GET_DEAD_PROBLEMS),
@@ -233,7 +222,6 @@ def _add_queues(add: Callable[..., None], endpoints: QueueEndpoints) -> None:
         add(
             f"/{what}",
             endpoint,
-            name=f"eventbus_list_{what}",
             summary=summary,
             response_model=model,
             responses=openapi.documented(*docs.LIST_PROBLEMS),
@@ -248,7 +236,6 @@ def _add_queues(add: Callable[..., None], endpoints: QueueEndpoints) -> None:
             f"/queues/{{name:path}}/{verb}",
             change,
             methods=["POST"],
-            name=f"eventbus_{verb}_queue",
             summary=f"{verb.capitalize()} a queue",
             response_model=docs.QueueObject,
             responses=openapi.documented(*docs.CHANGE_PROBLEMS),
@@ -262,7 +249,6 @@ def _add_archive(add: Callable[..., None], endpoints: ArchiveEndpoints) -> None:
     add(
         "/archive",
         endpoints.list_archive,
-        name="eventbus_list_archive",
         summary="How did events end?",
         response_model=docs.ArchivePageObject,
         responses=openapi.documented(*docs.LIST_PROBLEMS),
@@ -270,7 +256,6 @@ def _add_archive(add: Callable[..., None], endpoints: ArchiveEndpoints) -> None:
     add(
         "/archive/{id}",
         endpoints.get_archived,
-        name="eventbus_get_archived",
         summary="How did an event end?",
         response_model=docs.ShownEnding,
         responses=openapi.documented(*docs.GET_PROBLEMS),
@@ -284,7 +269,6 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
     add(
         "/recurring",
         endpoints.list_recurring,
-        name="eventbus_list_recurring",
         summary="Which events recur?",
         response_model=docs.RecurringList,
         responses=openapi.documented(*docs.LIST_PROBLEMS),
@@ -293,7 +277,6 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
         path,
         endpoints.put_recurring,
         methods=["PUT"],
-        name="eventbus_put_recurring",
         summary="Declare a recurring event",
         response_model=docs.RecurringObject,
         responses={
@@ -310,7 +293,6 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
             path,
             endpoint,
             methods=[method],
-            name=f"eventbus_{verb}_recurring",
             summary=f"{verb.capitalize()} a recurring event",
             response_model=docs.RecurringObject,
             responses=openapi.documented(*docs.GET_PROBLEMS),
@@ -326,7 +308,6 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
             change,
             methods=["POST"],
             status_code=status,
-            name=f"eventbus_{verb}_recurring",
             summary=f"{verb.capitalize()} a recurring event",
             response_model=model,
             responses=openapi.documented(*problems),
