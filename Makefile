@@ -18,7 +18,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench hooks pins clean
+.PHONY: help run test lint format bench screenshots hooks pins clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,21 +43,27 @@ format: $(DEVELOP) ## Put the code in the form that lint expects
 bench: $(DEVELOP) ## Measure, each figure as a ratio to a limit of the same run
 	$(BIN)/python -m benchmarks $(ARGS)
 
+screenshots: $(DEVELOP) ## Take the pictures of docs/dashboard.md anew, with the Chromium that is installed
+	$(BIN)/python -m tests.browser.screenshots $(ARGS)
+
+docs: $(DEVELOP) ## Build the documentation in ./site; ARGS=serve shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(ARGS),$(ARGS),build --quiet)
+
 hooks: $(DEVELOP) ## Run lint before each commit
 	$(BIN)/pre-commit install
 
 # Neither a header nor an index: the pins hold for every platform, and name nobody's registry.
 pins: $(DEVELOP) ## Pin the newest versions that pyproject.toml allows
 	PIP_CONSTRAINT= $(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --group docs \
 		--annotation-style line --no-emit-index-url --no-header --output-file constraints.txt pyproject.toml
 
 clean: ## Remove .venv and whatever the tools left
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable '.[server,cli]'
+	$(BIN)/pip install --quiet --editable '.[server,cli,dashboard]'
 	@touch $@
 
 $(DEVELOP): pyproject.toml constraints.txt | $(BIN)/pip

@@ -1,4 +1,6 @@
-"""Whether a bus answers, stores an event and gives it back. Standard library alone: it looks at an installed bus.
+"""Whether a bus answers, stores an event and gives it back, and has its client for browsers and its dashboard.
+
+Standard library alone: it looks at an installed bus.
 
 smoke.py URL: exit 0 once it does. smoke.py free-port: print a port that nobody uses.
 """
@@ -25,6 +27,13 @@ def main(argument: str) -> None:
     page = json.dumps(ask(argument + "/events?pattern=smoke.*&after=0"))
     if receipt["message_id"] not in page:
         sys.exit(f"published {receipt}, but the log holds {page}")
+    with urllib.request.urlopen(argument + "/client.js", timeout=10) as script:
+        if b"export class EventBusClient" not in script.read():
+            sys.exit("/client.js is not the client for browsers")
+    for page, part in (("/dashboard", b"<h1>Overview</h1>"), ("/dashboard/static/dashboard.css", b":root")):
+        with urllib.request.urlopen(argument + page, timeout=10) as shown:
+            if part not in shown.read():
+                sys.exit(f"{page} is not of the dashboard")
     print(f"{argument} is healthy, and stored and returned seq {receipt['seq']}")
 
 

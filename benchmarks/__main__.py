@@ -6,7 +6,22 @@ import argparse
 import asyncio
 import sys
 
-from benchmarks import fanout, handling, latency, members, publishing, reading, sqlite, topics, transactions, workers
+from benchmarks import (
+    fanned_out,
+    fanout,
+    handling,
+    idle,
+    latency,
+    members,
+    publishing,
+    pubsub,
+    reading,
+    relaying,
+    sqlite,
+    topics,
+    transactions,
+    workers,
+)
 
 ALL = {
     "topics": topics.run,
@@ -16,9 +31,13 @@ ALL = {
     "read": reading.run,
     "latency": latency.run,
     "fanout": fanout.run,
+    "fanned_out": fanned_out.run,
+    "pubsub": pubsub.run,
+    "idle": idle.run,
     "workers": workers.run,
     "handling": handling.run,
     "members": members.run,
+    "relay": relaying.run,
 }
 
 

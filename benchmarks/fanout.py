@@ -1,148 +1,171 @@
-"""A burst to 1,000 `eventbus.v1` sockets on one topic: against a loop of `send_text` on the same uvicorn.
+"""One topic to 100 and to 1,000 sockets: against a loop of `send_text` on the same uvicorn, and nats-server.
 
-Server and readers are two processes. The readers count events in the bytes that arrive, so that reading costs the same
-and little for both; a run ends when every socket has every event.
+A burst is measured in deliveries per second, until every socket has every event; at a modest rate it is how long events
+take from the call that publishes to the socket. The server is one process, all sockets are in another. The bus keeps
+its log in memory. NATS is a nats-server of its own (found on the PATH, or where BENCHMARK_NATS_SERVER says) with a port
+for WebSockets; its burst is published over TCP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import secrets
-import socket
+import json
+import os
+import shutil
 import sys
 import time
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 
 from benchmarks.fanout_server import TOPIC
-from benchmarks.measuring import Figure, compare
+from benchmarks.measuring import PAYLOAD, Figure, compare, quantile
+from benchmarks.sockets import Dialect, Reader, connected, free_port, running
 
-SOCKETS = 1_000
-LOOP_EVENTS = 100
-BUS_EVENTS = 5_000
-MARK = b'"type":"event"'
+SIZES = (100, 1_000)
+LOOP_DELIVERIES = 100_000
+BUS_DELIVERIES = 5_000_000
+EVEN_DELIVERIES = 100_000
+RATES = {100: 50.0, 1_000: 10.0}
+"""Events per second that are modest: about a tenth of what the loop can do."""
 
+EVENTBUS = Dialect(
+    "eventbus.v1",
+    f'{{"type":"subscribe","id":1,"pattern":"{TOPIC}","sub":1}}',
+    b'"type":"ok"',
+    b'"type":"event"',
+)
+NATS = Dialect(
+    None,
+    f'CONNECT {{"verbose":false,"echo":false}}\r\nSUB {TOPIC} 1\r\nPING\r\n',
+    b"PONG",
+    f"MSG {TOPIC} ".encode(),
+)
 
-class Reader(asyncio.Protocol):
-    """A socket that counts the events in what it receives."""
-
-    def __init__(self, port: int) -> None:
-        self.count = 0
-        self.expected = sys.maxsize
-        self.ready = asyncio.Event()
-        self.subscribed = asyncio.Event()
-        self.done = asyncio.Event()
-        self._port = port
-        self._tail = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        transport.write(
-            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Protocol: eventbus.v1\r\n\r\n".encode()
-        )
-
-    def data_received(self, data: bytes) -> None:
-        if not self.ready.is_set():
-            self._tail += data
-            if b"\r\n\r\n" in self._tail:
-                self.ready.set()
-                self._tail = b""
-            return
-        if not self.subscribed.is_set() and b'"type":"ok"' in data:
-            self.subscribed.set()
-        joined = self._tail + data
-        self.count += joined.count(MARK)
-        self._tail = joined[-len(MARK) + 1 :]
-        if self.count >= self.expected:
-            self.done.set()
-
-    def expect(self, events: int) -> None:
-        self.count, self.expected = 0, events
-        self.done.clear()
-
-    def send_text(self, text: str) -> None:
-        body = text.encode()
-        mask = secrets.token_bytes(4)
-        masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(body))
-        self.transport.write(bytes([0x81, 0x80 | len(body)]) + mask + masked)
+Send = Callable[[int], Coroutine[Any, Any, None]]
+"""Publishes so many events."""
 
 
 @contextlib.asynccontextmanager
 async def serving(kind: str) -> AsyncIterator[int]:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port: int = chosen.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.fanout_server", kind, str(port))
-    try:
-        await _wait_for(port, process)
+    port = free_port()
+    async with running([sys.executable, "-m", "benchmarks.fanout_server", kind, str(port)], port):
         yield port
-    finally:
-        process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), 10)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
-async def _wait_for(port: int, process: Process) -> None:
-    while True:
-        assert process.returncode is None, "the server ended"
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.05)
-            continue
-        writer.close()
-        await writer.wait_closed()
-        return
+@contextlib.asynccontextmanager
+async def serving_nats() -> AsyncIterator[tuple[int, int]]:
+    """Run nats-server; yield its ports for WebSockets and for TCP."""
+    program = os.environ.get("BENCHMARK_NATS_SERVER") or shutil.which("nats-server") or "/usr/sbin/nats-server"
+    port, tcp = free_port(), free_port()
+    with TemporaryDirectory() as directory:
+        config = Path(directory) / "nats.conf"
+        config.write_text(
+            f'host: 127.0.0.1\nport: {tcp}\nwebsocket {{ host: "127.0.0.1", port: {port}, no_tls: true }}\n'
+        )
+        async with running([program, "--config", str(config), "--log", f"{directory}/nats.log"], port):
+            yield port, tcp
 
 
-async def connect(port: int) -> list[Reader]:
-    loop = asyncio.get_running_loop()
-    readers = []
-    for _ in range(SOCKETS):
-        _, reader = await loop.create_connection(lambda: Reader(port), "127.0.0.1", port)
-        readers.append(reader)
-        await reader.ready.wait()
-    for reader in readers:
-        reader.send_text(f'{{"type":"subscribe","id":1,"pattern":"{TOPIC}","sub":1}}')
-        await reader.subscribed.wait()
-    return readers
-
-
-async def burst(port: int, readers: list[Reader], events: int) -> float:
+async def burst(readers: list[Reader], deliveries: int, send: Send) -> float:
     """Return deliveries per second."""
+    events = deliveries // len(readers)
     for reader in readers:
         reader.expect(events)
-    async with httpx.AsyncClient(timeout=120) as client:
-        start = time.perf_counter()
-        sending = asyncio.create_task(client.post(f"http://127.0.0.1:{port}/burst?events={events}"))
-        for reader in readers:
-            await asyncio.wait_for(reader.done.wait(), 120)
-        taken = time.perf_counter() - start
-        (await sending).raise_for_status()
+    start = time.perf_counter()
+    sending = asyncio.create_task(send(events))
+    for reader in readers:
+        await asyncio.wait_for(reader.done.wait(), 120)
+    taken = time.perf_counter() - start
+    await sending
     return events * len(readers) / taken
 
 
+async def even(readers: list[Reader], port: int, rate: float) -> float:
+    """Publish at a rate; return how many milliseconds 99 of 100 deliveries do not exceed."""
+    events = max(EVEN_DELIVERIES // len(readers), 100)
+    for reader in readers:
+        reader.expect(events)
+        reader.is_timing = True
+        reader.delays.clear()
+    await _post(f"http://127.0.0.1:{port}/even?events={events}&rate={rate}")
+    for reader in readers:
+        await asyncio.wait_for(reader.done.wait(), 120)
+        reader.is_timing = False
+    return quantile([delay for reader in readers for delay in reader.delays], 0.99) * 1_000
+
+
+async def _post(url: str) -> None:
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+        (await client.post(url)).raise_for_status()
+
+
+def _posting(port: int) -> Send:
+    return lambda events: _post(f"http://127.0.0.1:{port}/burst?events={events}")
+
+
+def _to_nats(port: int) -> Send:
+    body = json.dumps(PAYLOAD, separators=(",", ":")).encode()
+    message = f"PUB {TOPIC} {len(body)}\r\n".encode() + body + b"\r\n"
+
+    async def send(events: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b'CONNECT {"verbose":false}\r\n')
+        for _ in range(0, events, 100):
+            writer.write(message * 100)
+            await writer.drain()
+        writer.write(b"PING\r\n")
+        while b"PONG" not in await reader.readline():
+            pass
+        writer.close()
+        await writer.wait_closed()
+
+    return send
+
+
 async def run(repeat: int) -> list[Figure]:
-    async with serving("loop") as loop_port, serving("bus") as bus_port:
-        loop_readers, bus_readers = await connect(loop_port), await connect(bus_port)
-        figure = await compare(
-            f"burst to {SOCKETS:,} sockets, deliveries",
-            lambda: burst(loop_port, loop_readers, LOOP_EVENTS),
-            lambda: burst(bus_port, bus_readers, BUS_EVENTS),
-            target=8.0,
-            repeat=repeat,
-        )
-        for reader in (*loop_readers, *bus_readers):
-            reader.transport.close()
-    return [figure]
+    figures = []
+    async with serving("loop") as loop, serving("bus") as bus, serving_nats() as (nats, nats_tcp):
+        for size in SIZES:
+            async with connected(loop, EVENTBUS, size) as of_loop, connected(bus, EVENTBUS, size) as of_bus:
+
+                async def of_the_bus(of_bus: list[Reader] = of_bus) -> float:
+                    return await burst(of_bus, BUS_DELIVERIES, _posting(bus))
+
+                figures.append(
+                    await compare(
+                        f"burst to {size:,} sockets, a loop of send_text",
+                        lambda of_loop=of_loop: burst(of_loop, LOOP_DELIVERIES, _posting(loop)),  # type: ignore[misc]
+                        of_the_bus,
+                        target=10.0,
+                        repeat=repeat,
+                    )
+                )
+                async with connected(nats, NATS, size) as of_nats:
+                    figures.append(
+                        await compare(
+                            f"burst to {size:,} sockets, nats-server",
+                            lambda of_nats=of_nats: burst(of_nats, BUS_DELIVERIES, _to_nats(nats_tcp)),  # type: ignore[misc]
+                            of_the_bus,
+                            target=0.5,
+                            repeat=repeat,
+                        )
+                    )
+                figures.append(await _latency(size, of_loop, loop, of_bus, bus, repeat))
+    return figures
+
+
+async def _latency(size: int, of_loop: list[Reader], loop: int, of_bus: list[Reader], bus: int, repeat: int) -> Figure:
+    rate = RATES[size]
+    figure = await compare(
+        f"{rate:g} events/s to {size:,} sockets, p99, the loop",
+        lambda: even(of_loop, loop, rate),
+        lambda: even(of_bus, bus, rate),
+        target=1.0,
+        repeat=repeat,
+    )
+    return Figure(figure.name, figure.limit, figure.bus, figure.ratio, figure.target, unit=" ms", is_lower_better=True)

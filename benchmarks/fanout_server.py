@@ -1,9 +1,12 @@
-"""The two servers of the fan-out benchmark: `python -m benchmarks.fanout_server loop|bus PORT`."""
+"""The servers of the fan-out benchmarks: `python -m benchmarks.fanout_server loop|bus|echo PORT`."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +26,16 @@ from eventbus_fastapi.protocol.events import event_bodies
 
 TOPIC = "bench.fanout"
 
+Publish = Callable[[dict[str, Any]], Awaitable[object]]
+
+
+async def publish_evenly(publish: Publish, events: int, rate: float) -> None:
+    """Publish so many a second, each with the time at which that began."""
+    start = time.perf_counter()
+    for number in range(events):
+        await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
+        await publish({"at": round(time.perf_counter(), 6), "note": "y" * 170})
+
 
 def loop_app() -> ASGIApp:
     """What a program without a bus does: send every event to every socket, one after the other."""
@@ -38,20 +51,33 @@ def loop_app() -> ASGIApp:
         except WebSocketDisconnect:
             sockets.discard(socket)
 
+    async def send(payload: dict[str, Any]) -> None:
+        body, _ = encode(payload)
+        text = event_bodies([Message(1, new_message_id(), TOPIC, None, body, JSON, None, 0)], 1)
+        for socket in sockets:
+            await socket.send_text(text)
+
     async def burst(request: Request) -> PlainTextResponse:
-        for seq in range(1, int(request.query_params["events"]) + 1):
-            body, _ = encode(PAYLOAD)
-            text = event_bodies([Message(seq, new_message_id(), TOPIC, None, body, JSON, None, 0)], 1)
-            for socket in sockets:
-                await socket.send_text(text)
+        for _ in range(int(request.query_params["events"])):
+            await send(PAYLOAD)
         return PlainTextResponse("sent")
 
-    return Starlette(routes=[WebSocketRoute("/ws", connect), Route("/burst", burst, methods=["POST"])])
+    async def even(request: Request) -> PlainTextResponse:
+        await publish_evenly(send, int(request.query_params["events"]), float(request.query_params["rate"]))
+        return PlainTextResponse("sent")
+
+    return Starlette(
+        routes=[
+            WebSocketRoute("/ws", connect),
+            Route("/burst", burst, methods=["POST"]),
+            Route("/even", even, methods=["POST"]),
+        ]
+    )
 
 
 def bus_app() -> ASGIApp:
     """The bus, publishing to itself."""
-    eventbus = EventBus("sqlite+aiosqlite:///:memory:")
+    eventbus = EventBus("sqlite+aiosqlite:///:memory:", max_connections_per_address=100_000)
     app = FastAPI()
     app.include_router(eventbus.router())
 
@@ -61,10 +87,32 @@ def bus_app() -> ASGIApp:
             await eventbus.publish_many([(TOPIC, PAYLOAD)] * min(1_000, events - start))
         return "published"
 
+    @app.post("/even")
+    async def even(events: int, rate: float) -> str:
+        await publish_evenly(lambda payload: eventbus.publish(TOPIC, payload), events, rate)
+        return "published"
+
     return app
 
 
-APPS: dict[str, Callable[[], ASGIApp]] = {"loop": loop_app, "bus": bus_app}
+def echo_app() -> ASGIApp:
+    """The least that a WebSocket on uvicorn can be: an ASGI function that echoes."""
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for answer in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{answer}.complete"})
+            return
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": "eventbus.v1"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    return echo
+
+
+APPS: dict[str, Callable[[], ASGIApp]] = {"loop": loop_app, "bus": bus_app, "echo": echo_app}
 
 if __name__ == "__main__":
     uvicorn.run(

@@ -9,7 +9,10 @@ The way of an event:
 - `events`, `unique`, `topics`, `codec`, `settings`, `durations`, `errors`, `backoff` are values and rules: no I/O.
 - `store` holds the only SQL: an ordered log, the outbox that feeds it, and the head row whose lock orders it.
 - `pipeline` holds the stages, which meet only in the store; `pipeline.node` puts one process together.
+- `auth` is who asks, and what they may do.
 - `protocol` is the wire without sockets; `server` and `client` bring the sockets.
+- `outbox` is what publishes in transactions of other databases, and carries that to a bus.
+- `telemetry` is what a node tells of itself: numbers, the traces of events, lines of a log.
 - `bus.EventBus` is what an app uses; `app` is the bus alone, `cli` its commands.
 
 What a user may rely on: an event given to `publish_txn` exists if and only if the transaction commits. Every committed
@@ -26,6 +29,7 @@ from eventbus_fastapi.client import (
     EventBusClient,
     GroupMessage,
     GroupSubscription,
+    OutboxForwarder,
 )
 from eventbus_fastapi.errors import (
     ConnectionLost,
@@ -39,6 +43,7 @@ from eventbus_fastapi.errors import (
     StoreUnavailable,
 )
 from eventbus_fastapi.events import Draft, Event, Message, Receipt
+from eventbus_fastapi.outbox import Outbox
 from eventbus_fastapi.pipeline.dependencies import Attempt, BusSession
 from eventbus_fastapi.pipeline.filters import archive_filter, dead_filter
 from eventbus_fastapi.pipeline.handlers import HandlerGroup
@@ -71,6 +76,8 @@ __all__ = [
     "LogGap",
     "Message",
     "NotFound",
+    "Outbox",
+    "OutboxForwarder",
     "Receipt",
     "Retry",
     "Sequence",

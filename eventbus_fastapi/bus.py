@@ -6,19 +6,23 @@ is its `Node`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
-from typing import Any, Self, TypedDict, TypeVar, Unpack
-from uuid import UUID
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventbus_fastapi.errors import InvalidEvent, SettingsError, SlowConsumer, SubscriptionClosed, quote
-from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
+from eventbus_fastapi.auth import Authenticate, Gate
+from eventbus_fastapi.auth.way import Way
+from eventbus_fastapi.dashboard import open_dashboard
+from eventbus_fastapi.errors import InvalidEvent, InvalidRelay, SettingsError, SlowConsumer, SubscriptionClosed, quote
+from eventbus_fastapi.events import UNSET, Draft, Event, Message, Options, Receipt, make_draft
+from eventbus_fastapi.outbox import Forwarding, Outbox
+from eventbus_fastapi.pipeline.catalog import Catalog
 from eventbus_fastapi.pipeline.channel import Gap
 from eventbus_fastapi.pipeline.handlers import HandlerGroup, HandlerOptions
 from eventbus_fastapi.pipeline.listeners import Listeners
@@ -30,46 +34,31 @@ from eventbus_fastapi.pipeline.recurring import Recurring
 from eventbus_fastapi.pipeline.steward import Steward
 from eventbus_fastapi.pipeline.subscription import Subscription
 from eventbus_fastapi.pipeline.workers import Workers
+from eventbus_fastapi.relay.fanout import open_fanout
+from eventbus_fastapi.relay.ingest import Ingest, IngestOptions
+from eventbus_fastapi.relay.opening import Broker, RelayOptions, open_relay
+from eventbus_fastapi.relay.relay import Relay
+from eventbus_fastapi.server.limits import Limits
 from eventbus_fastapi.server.router import build_router
 from eventbus_fastapi.settings import ArchiveMode, Overflow, Settings
 from eventbus_fastapi.store import (
     AsyncTransaction,
     Head,
-    Outbox,
     StoredEvent,
     SyncTransaction,
     close_engine,
     create_session_engine,
 )
 from eventbus_fastapi.store.limits import RateLimit, limit_period
-from eventbus_fastapi.unique import Unique
+from eventbus_fastapi.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from eventbus_fastapi.server.metrics import Metrics
+    from eventbus_fastapi.server.metrics_port import MetricsPort
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Options(TypedDict, total=False):
-    """What may be said about an event beside its topic and payload."""
-
-    key: str | None
-    """Names the thing that the event is about; at most 255 bytes."""
-    message_id: UUID | str | None
-    """Makes publishing idempotent; a UUIDv7 where absent."""
-    metadata: Mapping[str, Any] | None
-    """A JSON object of at most 16 KiB; `timestamp` and `content_type` are reserved."""
-    ttl: float | timedelta | None
-    """Seconds from the event's entry into the log until it is no longer delivered."""
-    delay: float | timedelta | None
-    """Seconds until it enters the log, by the database's clock."""
-    schedule_in: float | timedelta | None
-    """The same as `delay`, by the name that job libraries have for it. Give one of them."""
-    publish_at: datetime | None
-    """When it enters the log; aware. Not together with `delay`."""
-    content_type: str | None
-    """Instead of text/plain, application/octet-stream or application/json."""
-    tags: Sequence[str] | None
-    """At most 20 different words of 1 to 64 bytes; they are the list `tags` of the metadata."""
-    unique: Unique | None
-    """Store nothing where the same was published before, and answer the first one's receipt; see `Unique`."""
 
 
 class EventBus:
@@ -84,10 +73,19 @@ class EventBus:
             `Settings`. None: the settings' `database_url`, which defaults to the file eventbus.db.
         settings: everything else; defaults to the environment (`EVENTBUS_*`).
         workers: serve the handlers in this process, from start to stop of the bus. Defaults to False.
+        events: Event classes for the AsyncAPI document and `eventbus schema`, beside those that handlers name; see
+            `declare`.
+        outboxes: other databases in whose transactions is published, too: an engine or URL of each, or an `Outbox`. The
+            bus carries their events to its log; see docs/outboxes.md.
+        authenticate: says who asks over HTTP and WebSocket: it gets Starlette's `HTTPConnection` and returns a
+            `Principal`, or raises; see docs/security.md. None: everybody may do everything, and the app guards the
+            router itself.
+        tracer_provider: OpenTelemetry's, for the spans of events; None: the program's own, once it has set one.
         overrides: single settings by name, such as `poll_interval=0.05`.
 
     Raises:
         SettingsError: a setting or the URL cannot be used.
+        InvalidEvent: one of `events` is no Event class with a topic.
     """
 
     def __init__(
@@ -96,6 +94,10 @@ class EventBus:
         *,
         settings: Settings | None = None,
         workers: bool = False,
+        events: Iterable[type[Event]] = (),
+        outboxes: Iterable[Outbox | str | URL | AsyncEngine] = (),
+        authenticate: Authenticate | None = None,
+        tracer_provider: TracerProvider | None = None,
         **overrides: Any,
     ) -> None:
         engine = database if isinstance(database, AsyncEngine) else None
@@ -116,21 +118,38 @@ class EventBus:
         elif overrides:
             settings = settings.replace(**overrides)
         self.settings = settings
-        self.node = Node(settings, engine)
+        tracing = Tracing(tracer_provider, is_wanted=settings.tracing)
+        self.node = Node(settings, engine, tracing=tracing, stream=open_fanout(settings))
         # Of a SQLite engine the bus takes the URL only; see `open_store`.
         self._session_engine = None if engine is None or engine.dialect.name == "sqlite" else engine
         self._blocks = 0
         self._owns_session_engine = self._session_engine is None
-        self._outbox = Outbox(self.node.store.sql, self._expect_commit)
+        self._forwarding = Forwarding(outboxes, self.node)
+        self._outbox = self._forwarding.writer(self.node.store.sql, self._expect_commit)
         self.handlers = HandlerGroup()
         """Every handler that is registered."""
+        self.catalog = Catalog(self.handlers)
+        """Every Event class that is known: those of `events` and `declare`, and those that handlers name."""
+        self.catalog.declare(*events)
         self.workers = Workers(self.node, self.handlers, lambda: self.engine)
         self.starts_workers = workers
         """Whether the workers start and stop with the bus."""
+        self.ingests: list[Ingest] = []
+        """What takes messages of brokers in, see `ingest`; starts and stops with the bus."""
         self._listeners = Listeners()
+        self._limits = Limits(settings)
+        self._authenticate = authenticate
+        self._gate(authenticate)  # what is wrong with it is said now
+        self._metrics: Metrics | None = None
+        self._metrics_port: MetricsPort | None = None
 
     def _expect_commit(self) -> None:
         self.node.sequencer.expect()  # looked up at each commit: a started node has a new one
+
+    @property
+    def outboxes(self) -> tuple[Outbox, ...]:
+        """The outboxes in other databases, as they were given: how they are, and what the bus has refused of them."""
+        return self._forwarding.outboxes
 
     @property
     def engine(self) -> AsyncEngine:
@@ -150,17 +169,46 @@ class EventBus:
         """Connect and start. Starting twice is once.
 
         Raises:
-            SchemaOutdated: the tables are missing or of another version; the message names the command to run.
-            StoreUnavailable: the database cannot be reached.
+            SchemaOutdated: the tables, or those of an outbox, are missing or of another version; the message names the
+                command to run.
+            StoreUnavailable: the database cannot be reached. One of an outbox is waited for.
+            SourceNotFound: a broker has nothing of the name that is to be ingested; see `ingest`.
         """
+        await self._forwarding.open()
         await self.node.start()
-        if self.starts_workers:
-            await self.workers.start()
+        self._forwarding.run()
+        self._open_metrics_port()
+        await self._start_ingests_and_workers()
+
+    async def _start_ingests_and_workers(self) -> None:
+        """Have messages and events be taken, now that they can be; where one cannot, nothing is left running."""
+        try:
+            for ingest in self.ingests:
+                await ingest.start()
+            if self.starts_workers:
+                await self.workers.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _open_metrics_port(self) -> None:
+        settings = self.settings
+        if settings.metrics_port is not None and self._metrics_port is None:
+            metrics = self.metrics  # first: it says what is missing
+            from eventbus_fastapi.server.metrics_port import MetricsPort
+
+            self._metrics_port = MetricsPort(metrics, settings.metrics_host, settings.metrics_port)
 
     async def stop(self) -> None:
         """Let handlers end, store what was taken, end subscriptions, disconnect. Stopping twice is once."""
+        for ingest in self.ingests:
+            await ingest.stop()
         self.workers.shutdown()
         await self.workers.join(self.settings.worker_grace)
+        if self._metrics_port is not None:
+            await self._metrics_port.close()
+            self._metrics_port = None
+        await self._forwarding.stop()
         await self.node.stop()
         if self._owns_session_engine and self._session_engine is not None:
             await close_engine(self._session_engine)
@@ -176,18 +224,55 @@ class EventBus:
         if self._blocks == 0:
             await self.stop()
 
-    def router(self) -> APIRouter:
-        """Return the routes of the bus (`/ws`, `/publish`, `/events`, `/healthz`, `/readyz`) for `app.include_router`.
+    def router(self, *, authenticate: Authenticate | None = None) -> APIRouter:
+        """Return the routes of the bus (`/ws`, `/publish`, `/events`, `/dashboard`, …) for `app.include_router`.
 
-        Start and stop come along in the router's lifespan.
+        Start and stop come along in the router's lifespan. `authenticate` is in place of the bus's own.
+
+        Raises:
+            SettingsError: `authenticate` is not what it must be.
         """
+        gate = self._gate(self._authenticate if authenticate is None else authenticate)
+        dashboard = open_dashboard(self.node, gate, self._limits)
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[None]:
             async with self:
+                if dashboard is not None:
+                    dashboard.start()
                 yield
 
-        return build_router(self.node, lifespan=lifespan)
+        metrics = self.metrics if self.settings.metrics else None
+        router = build_router(self.node, gate, self._limits, self.catalog, lifespan=lifespan, metrics=metrics)
+        if dashboard is not None:
+            dashboard.add_to(router)
+        return router
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways in which those who connect may say who they are; none: they are not asked."""
+        return self._gate(self._authenticate).ways
+
+    def _gate(self, authenticate: Authenticate | None) -> Gate:
+        settings = self.settings
+        return Gate(authenticate, allowed_origins=settings.allowed_origins, tickets=settings.tickets)
+
+    @property
+    def metrics(self) -> Metrics:
+        """The numbers of this bus for Prometheus, in a registry of its own.
+
+        Raises:
+            SettingsError: the extra `prometheus` is not installed.
+        """
+        if self._metrics is None:
+            try:
+                from eventbus_fastapi.server.metrics import Metrics
+            except ModuleNotFoundError as exc:
+                raise SettingsError(
+                    "prometheus-client is not installed; metrics need: pip install 'eventbus-fastapi[prometheus]'"
+                ) from exc
+            self._metrics = Metrics(self.node, self.workers)
+        return self._metrics
 
     # --- publishing ---
 
@@ -222,10 +307,8 @@ class EventBus:
                 `message_id`.
             NotRunning: the bus is not started.
         """
-        draft = self.draft(event, payload, **options)
-        if durable:
-            return (await self.node.submit((draft,)))[0]
-        return self.node.publish_live(draft)
+        drafts = (self.draft(event, payload, **options),)
+        return (await self.node.publish(drafts, name=_name_of(event), is_live=not durable))[0]
 
     async def publish_many(
         self, events: Iterable[Event | Draft | tuple[str, Any]], **options: Unpack[Options]
@@ -243,7 +326,7 @@ class EventBus:
         # A text, a mapping, a model and a draft can be iterated as well, and their parts taken for events.
         if isinstance(events, str | bytes | Mapping | BaseModel | Draft) or not isinstance(events, Iterable):
             raise InvalidEvent(f"expected an iterable of events, got {_shown(events)}")
-        return await self.node.submit([self._draft_of(event, options) for event in events])
+        return await self.node.publish([self._draft_of(event, options) for event in events])
 
     def _draft_of(self, event: object, options: Options) -> Draft:
         if isinstance(event, Draft):
@@ -262,28 +345,74 @@ class EventBus:
         It becomes visible if and only if the transaction commits, also with SAVEPOINTs. Nothing is committed or
         flushed here, and only the event's own row is locked; with `unique`, those who publish the same wait for the end
         of the transaction. Works on an `AsyncSession` or `AsyncConnection` of any
-        driver, whether or not the bus is started in this process; the database must be the bus's. Options are those of
-        `draft`. The receipt has no seq: the event gets it after the commit. Of a duplicate it is the first one's.
+        driver, whether or not the bus is started in this process; the database must be the bus's, or one of `outboxes`
+        (there `Outbox.publish_txn` says what differs). Options are those of `draft`. The receipt has no seq: the event
+        gets it after the commit. Of a duplicate it is the first one's.
 
         Raises:
             InvalidInput: see `draft`; the transaction is untouched.
+            SchemaOutdated: the transaction's database is neither.
             StoreError: the database refused the row; the transaction is as its database leaves it.
         """
         draft = self.draft(event, payload, **options)
-        return await self._outbox.add(transaction, draft)
+        if (spans := self.node.tracing.spans()) is None:
+            return self._noted(draft, await self._outbox.add(transaction, draft))
+        with spans.publishing((draft,), _name_of(event)) as (draft,):
+            return self._noted(draft, await self._outbox.add(transaction, draft))
 
     def publish_txn_sync(
         self, transaction: SyncTransaction, event: Event | str, payload: Any = UNSET, **options: Unpack[Options]
     ) -> Receipt:
         """Add an event to the caller's transaction: `publish_txn` for a sync `Session` or `Connection`."""
         draft = self.draft(event, payload, **options)
-        return self._outbox.add_sync(transaction, draft)
+        if (spans := self.node.tracing.spans()) is None:
+            return self._noted(draft, self._outbox.add_sync(transaction, draft))
+        with spans.publishing((draft,), _name_of(event)) as (draft,):
+            return self._noted(draft, self._outbox.add_sync(transaction, draft))
+
+    def _noted(self, draft: Draft, receipt: Receipt) -> Receipt:
+        """Count what was handed to a transaction."""
+        if not receipt.duplicate:
+            self.node.meters.note_published("outbox", (draft,))
+        return receipt
+
+    def ingest(self, broker: Any, source: str, **options: Unpack[IngestOptions]) -> Ingest:
+        """Have each message of a broker become one event, from the bus's next start on; see docs/ingest.md.
+
+            eventbus.ingest(RabbitBroker("amqp://…"), "orders", topic_template="shop.{subject}")
+
+        Args:
+            broker: FastStream's NatsBroker, RabbitBroker, RedisBroker or KafkaBroker; it is connected where it is not,
+                and never disconnected.
+            source: the queue (RabbitMQ), stream (JetStream, Redis) or topic (Kafka).
+            options: see `IngestOptions`.
+
+        Raises:
+            SettingsError: something of it cannot be used.
+        """
+        ingest = Ingest(self.node, broker, source, **options)
+        if any(each.name == ingest.name for each in self.ingests):
+            raise SettingsError(f"there is an ingest {quote(ingest.name)} already; give another name")
+        self.ingests.append(ingest)
+        return ingest
 
     # --- handling ---
 
     def handler(self, *patterns: str | type[Event], **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
         """Register the function or class below as a handler of events; see `HandlerGroup.handler`."""
         return self.handlers.handler(*patterns, **options)
+
+    def declare(self, *events: type[Event]) -> None:
+        """Have the AsyncAPI document and `eventbus schema` know these Event classes, beside those that handlers name.
+
+            eventbus.declare(OrderPaid, OrderShipped)
+
+        It changes nothing else: any event may be published.
+
+        Raises:
+            InvalidEvent: one of them is no Event class, or has no topic; none was taken.
+        """
+        self.catalog.declare(*events)
 
     def include(self, group: HandlerGroup) -> None:
         """Take the handlers of a group that another module has made, also those that it gets later.
@@ -335,6 +464,31 @@ class EventBus:
         """
         self.workers.limit(RateLimit(name, permits, limit_period(name, per)))
 
+    # --- existing brokers ---
+
+    def relay(self, to: str | Broker, *patterns: str | type[Event], **options: Unpack[RelayOptions]) -> Relay:
+        """Hand events on to an existing broker, in the order of the log: NATS JetStream, RabbitMQ, Redis or Kafka.
+
+            eventbus.relay("nats://127.0.0.1:4222", "user.#", stream="users", create_stream=True)
+
+        It begins and ends with the workers, where these serve all queues; or by itself, with `start()` and `join()`.
+        Any number of processes may have it: one works, the others take over. See docs/relay.md.
+
+        Args:
+            to: the broker's URL, or a broker of FastStream's; see docs/relay.md.
+            patterns: patterns, or `Event` classes for their topics. Defaults to all events.
+            options: see `RelayOptions`.
+
+        Raises:
+            InvalidRelay: the broker cannot have it so, or a relay has this name already.
+            SettingsError: it is no broker, or the extra `relay` is not installed.
+        """
+        relay = open_relay(self.node, to, [pattern_of(pattern) for pattern in patterns] or ["#"], options)
+        if relay.name in {each.name for each in self.workers.companions}:
+            raise InvalidRelay(f"this bus has a relay {quote(relay.name)} already; give it another name")
+        self.workers.companions.append(relay)
+        return relay
+
     def listener(self, *wanted: str | type[Event]) -> Callable[[F], F]:
         """Register the function below to be called by `emit`, in this process; see `Listeners.listener`."""
         return self._listeners.listener(*wanted)
@@ -370,7 +524,8 @@ class EventBus:
             after: read the events after this seq. Not together with `start`.
             start: `now`, `earliest`, a seq (as `after`) or an aware datetime.
             include_processed: also replay events that were acknowledged.
-            overflow, buffer: what happens to a reader that falls behind; default to the settings.
+            overflow: what happens to a reader that falls behind; defaults to the setting.
+            buffer: how many events that is; defaults to the setting.
             on_gap: called with what cannot be delivered; None: iterating raises LogGap. A subscription opened with
                 `async with` or `await` may be iterated again after that, and goes on behind the gap.
 
@@ -425,6 +580,11 @@ class EventBus:
     async def head(self) -> Head:
         """Return the newest seq, the oldest kept, and the log's epoch."""
         return await self.node.head()
+
+
+def _name_of(event: Event | str) -> str:
+    """Return what a trace is named after: a topic that the program declares. Others may be as many as users."""
+    return event.__topic__ if isinstance(event, Event) else ""
 
 
 def _shown(value: object) -> str:

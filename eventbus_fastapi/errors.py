@@ -9,25 +9,40 @@ The wire and HTTP both send `error.describe()`; nothing else about an error leav
     │   ├── InvalidTopic, InvalidPattern, InvalidPayload, InvalidEvent
     │   ├── PayloadTooLarge, BatchTooLarge (413)
     │   ├── InvalidGroup        the name of a group, or what is said about one
+    │   │   └── GroupConflict   it does not fit what there is now (409)
     │   ├── InvalidRecurring    the name of a recurring event, or what is said about one
     │   ├── InvalidQueue        the name of a queue, or what is said about one while it runs
-    │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413)
+    │   ├── InvalidCloudEvent   something that is no CloudEvent (400)
+    │   ├── InvalidIdempotencyKey (400), IdempotencyKeyReused
+    │   │                       the header `Idempotency-Key`
+    │   └── InvalidRequest, UnsupportedMediaType (415), BodyTooLarge (413), BodyTooSlow (408)
     │                           an HTTP request that does not fit its documentation
     ├── ProtocolError           a WebSocket frame that does not fit the protocol
     │   └── BadFrame, FrameTooLarge, BinaryFrame, UnknownFrameType, SubscriptionExists,
     │       UnknownSubscription, TooManySubscriptions, AckMismatch, NotSupported,
     │       UnknownSubprotocol, LostHeartbeat
+    ├── TooMany                 more than one address or principal may have (429, retry)
+    │   └── TooManyConnections, PublishTooFast
+    ├── AccessDenied            who asks may not do this, or nobody knows who asks
+    │   ├── Unauthenticated     no credentials, or none that are valid (401)
+    │   │   └── CredentialsExpired, HelloTimeout
+    │   └── Forbidden           what is granted does not cover it (403)
+    │       └── OriginForbidden
     ├── NotFound                no such event
     ├── GroupNotFound           no such group
     ├── RecurringNotFound       no such recurring event
     ├── LeaseLost               what is to be settled is no longer the caller's
     ├── StoreError              the database did not do it
     │   └── StoreUnavailable (retry), SchemaOutdated
+    ├── BrokerError             an existing broker (NATS, RabbitMQ, Redis, Kafka) did not do it
+    │   └── BrokerUnavailable (retry), SourceNotFound, InvalidRelay
     ├── SubscriptionClosed      a subscription has ended
-    │   └── SlowConsumer        it did not keep up
+    │   ├── SlowConsumer        it did not keep up
+    │   └── StreamRotated       it has lasted long enough
     ├── LogGap                  part of the log that was asked for is gone
     ├── NotRunning              the bus or client is not started, or already stopped
     ├── NotReady                the bus runs and cannot do its work now
+    ├── NotForwarded            events of another database's outbox have not reached the bus (retry)
     ├── ClientError             what `EventBusClient` reports of its connection
     │   └── ConnectionLost, ConnectionRefused, PublishBufferFull, RemoteError
     ├── HandlerError            of one handler, in this process
@@ -113,6 +128,13 @@ class InvalidGroup(InvalidInput):
     code = "group.invalid"
 
 
+class GroupConflict(InvalidGroup):
+    """What is said about a group does not fit what there is now: a place beyond the log, a rate limit nobody made."""
+
+    code = "group.conflict"
+    status = 409
+
+
 class InvalidRecurring(InvalidInput):
     """The name, the expression, the time zone or another part of a recurring event cannot be used."""
 
@@ -147,6 +169,30 @@ class BatchTooLarge(InvalidInput):
         super().__init__(f"batch has {size:,} events, limit is {limit:,} (EVENTBUS_MAX_BATCH)")
 
 
+class InvalidCloudEvent(InvalidInput):
+    """An attribute of a CloudEvent that is missing or cannot be used; `attribute` names it."""
+
+    code = "cloudevent.invalid"
+    status = 400
+
+    def __init__(self, attribute: str, reason: str) -> None:
+        self.attribute, self.reason = attribute, reason
+        super().__init__(f"CloudEvents attribute '{attribute}': {reason}")
+
+
+class InvalidIdempotencyKey(InvalidInput):
+    """The header `Idempotency-Key` cannot be used, or not with what is published."""
+
+    code = "idempotency.invalid"
+    status = 400
+
+
+class IdempotencyKeyReused(InvalidInput):
+    """The `Idempotency-Key` was used for something else, which is in the log still; nothing was stored."""
+
+    code = "idempotency.reused"
+
+
 class InvalidRequest(InvalidInput):
     """An HTTP request that does not fit its documentation."""
 
@@ -169,6 +215,50 @@ class BodyTooLarge(InvalidInput):
     def __init__(self, limit: int) -> None:
         self.limit = limit
         super().__init__(f"the request body exceeds {limit:,} bytes (EVENTBUS_MAX_BODY)")
+
+
+class BodyTooSlow(InvalidInput):
+    """An HTTP body that did not arrive within `Settings.body_timeout`."""
+
+    code = "request.timeout"
+    status = 408
+    retry = True
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        super().__init__(f"the request body did not arrive within {limit:,g} seconds (EVENTBUS_BODY_TIMEOUT)")
+
+
+# --- too many ------------------------------------------------------------------------------------
+
+
+class TooMany(EventBusError):
+    """More than one address or one principal may have of a node. Try again later."""
+
+    code = "limit.exceeded"
+    status = 429
+    retry = True
+
+
+class TooManyConnections(TooMany):
+    """The address or principal has as many open connections as it may have."""
+
+    code = "connection.too_many"
+    retry_after = 5.0
+
+
+class PublishTooFast(TooMany):
+    """The principal publishes more than `Settings.publish_rate` events a second. `retry_after` says how long to wait;
+    nothing was published.
+    """
+
+    code = "publish.too_fast"
+
+    def __init__(self, rate: float, retry_after: float) -> None:
+        self.rate, self.retry_after = rate, max(round(retry_after, 3), 0.001)
+        super().__init__(
+            f"more than {rate:,g} events a second (EVENTBUS_PUBLISH_RATE); go on in {retry_after:.3g} seconds"
+        )
 
 
 # --- protocol ------------------------------------------------------------------------------------
@@ -261,6 +351,54 @@ class LostHeartbeat(ProtocolError):
     retry = True
 
 
+# --- access ---------------------------------------------------------------------------------------
+
+
+class AccessDenied(EventBusError):
+    """Who asks may not do this, or nobody knows who asks. No message of these names a secret."""
+
+    code = "auth.denied"
+    status = 403
+
+
+class Unauthenticated(AccessDenied):
+    """There are no credentials, or none that are valid. `challenge` is what HTTP says in `WWW-Authenticate`."""
+
+    code = "auth.unauthenticated"
+    status = 401
+    challenge = 'Bearer realm="eventbus"'
+
+    def __init__(self, message: str = "no valid credentials were given", *, challenge: str | None = None) -> None:
+        super().__init__(message)
+        if challenge is not None:
+            self.challenge = challenge
+
+
+class CredentialsExpired(Unauthenticated):
+    """The credentials were valid, and their time is over. Come back with new ones."""
+
+    code = "auth.expired"
+    challenge = 'Bearer realm="eventbus", error="invalid_token", error_description="expired"'
+
+
+class HelloTimeout(Unauthenticated):
+    """A WebSocket that was to send its token in its first frame did not do so within `Settings.hello_timeout`."""
+
+    code = "auth.timeout"
+
+
+class Forbidden(AccessDenied):
+    """What is granted to who asks does not cover this."""
+
+    code = "auth.forbidden"
+
+
+class OriginForbidden(Forbidden):
+    """A web page of another origin asks, or one that does not say its origin. Remedy: `Settings.allowed_origins`."""
+
+    code = "origin.forbidden"
+
+
 # --- log and store -------------------------------------------------------------------------------
 
 
@@ -324,6 +462,38 @@ class SchemaOutdated(StoreError):
     status = 503
 
 
+# --- existing brokers ----------------------------------------------------------------------------
+
+
+class BrokerError(EventBusError):
+    """A broker that events are relayed to or from did not do what it should."""
+
+    code = "broker.error"
+    status = 502
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker cannot be reached now. Whoever relays tries again by itself."""
+
+    code = "broker.unavailable"
+    status = 503
+    retry = True
+
+
+class SourceNotFound(BrokerError):
+    """The broker has no such queue, stream or topic to take messages from."""
+
+    code = "broker.source_not_found"
+    status = 404
+
+
+class InvalidRelay(BrokerError):
+    """A relay cannot work as it was described: its broker, its stream or its template cannot be used so."""
+
+    code = "broker.invalid_relay"
+    status = 422
+
+
 class SubscriptionClosed(EventBusError):
     """The subscription has ended and will deliver nothing more."""
 
@@ -336,6 +506,13 @@ class SlowConsumer(SubscriptionClosed):
 
     code = "subscriber.slow"
     status = 408
+    retry = True
+
+
+class StreamRotated(SubscriptionClosed):
+    """The stream has lasted for `Settings.stream_lifetime`. Come back, after the last id that you have."""
+
+    code = "stream.rotated"
     retry = True
 
 
@@ -383,6 +560,18 @@ class NotReady(EventBusError):
         return {**super().describe(), "problems": self.problems}
 
 
+class NotForwarded(EventBusError):
+    """The bus does not take the events of an outbox now, or is away. They stay in the outbox until it does."""
+
+    code = "outbox.not_forwarded"
+    status = 503
+    retry = True
+
+    def __init__(self, waiting: int, reason: str) -> None:
+        self.waiting, self.reason = waiting, reason
+        super().__init__(f"the bus has not answered for {waiting:,} events, which stay in the outbox: {reason}")
+
+
 # --- client --------------------------------------------------------------------------------------
 
 
@@ -423,6 +612,8 @@ class RemoteError(ClientError):
         self.status = int(described.get("status", 500))
         self.retry = bool(described.get("retry", False))
         self.retry_after = described.get("retry_after")
+        self.seqs = described.get("seqs")
+        """The events that it is about; None: all that the request named."""
         super().__init__(str(described.get("message", self.code)))
 
 

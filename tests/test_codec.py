@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, computed_field, field_serializer
 from typing_extensions import TypedDict
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.errors import InvalidEvent, InvalidPayload
+from eventbus_fastapi.errors import InvalidEvent, InvalidPayload, PayloadTooLarge
 
 
 class User(BaseModel):
@@ -732,3 +732,10 @@ def test_a_message_id_is_a_uuid_or_its_canonical_text() -> None:
 def test_anything_else_is_no_message_id(value: object) -> None:
     with pytest.raises(InvalidEvent, match=r"^message_id must be a UUID, like 0192f0c1-"):
         codec.check_message_id(value)
+
+
+def test_what_is_too_large_as_json_is_not_read_back() -> None:
+    """Given a value that could not be read back, when it is too large as well, then that is all that is said of it."""
+    with pytest.raises(PayloadTooLarge, match="21 bytes"):
+        codec.encode_json([[1]] * 5, max_size=20, max_depth=1)
+    assert codec.encode_json([[1]] * 5, max_size=21) == b"[[1],[1],[1],[1],[1]]"

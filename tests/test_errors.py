@@ -11,7 +11,9 @@ import pytest
 
 from eventbus_fastapi import errors
 from eventbus_fastapi.errors import (
+    AccessDenied,
     BatchTooLarge,
+    BrokerError,
     ClientError,
     EventBusError,
     HandlerError,
@@ -26,6 +28,7 @@ from eventbus_fastapi.errors import (
     RemoteError,
     SettingsError,
     StoreUnavailable,
+    TooMany,
     quote,
 )
 
@@ -33,10 +36,10 @@ PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 
 ALL = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, EventBusError)]
 """Every class of the tree."""
-FAMILIES = {EventBusError, InvalidInput, ProtocolError, ClientError, HandlerError}
+FAMILIES = {EventBusError, InvalidInput, ProtocolError, TooMany, AccessDenied, ClientError, HandlerError}
 """Classes that are caught and never raised."""
 CONCRETE = [each for each in ALL if each not in FAMILIES]
-STAYS_HERE = (ClientError, HandlerError, SettingsError, LogGap)
+STAYS_HERE = (BrokerError, ClientError, HandlerError, SettingsError, LogGap, errors.NotForwarded)
 """What never leaves the process: on the wire a gap is a frame of its own."""
 
 ARGUMENTS: dict[type[EventBusError], tuple[Any, ...]] = {
@@ -46,8 +49,12 @@ ARGUMENTS: dict[type[EventBusError], tuple[Any, ...]] = {
     errors.BatchTooLarge: (11, 10),
     errors.FrameTooLarge: (11, 10),
     errors.BodyTooLarge: (10,),
+    errors.BodyTooSlow: (10,),
+    errors.PublishTooFast: (10_000, 0.4),
     errors.BinaryFrame: (),
+    errors.InvalidCloudEvent: ("id", "it is missing"),
     errors.LogGap: (1, 5, "retention"),
+    errors.NotForwarded: (3, "no connection"),
     errors.NotReady: (["the listener is not alive"],),
     errors.InvalidHandler: ("shop.send", "there is no parameter for the event"),
     errors.UndecodablePayload: ("shop.send", "payload does not fit Order: id: Field required"),

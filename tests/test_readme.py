@@ -326,12 +326,14 @@ async def log(eventbus: EventBus) -> list[tuple[Any, ...]]:
 # --- the docs' commands --------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(180)  # a dozen processes
 @pytest.mark.databases("postgresql")
 async def test_the_commands_of_migrations_md_run_one_after_the_other(database_url: str, tmp_path: Path) -> None:
     """Given an empty database, when the page's commands are typed, then they make the tables, and files of SQL."""
     command.init(Config(tmp_path / "alembic.ini", stdout=io.StringIO()), str(tmp_path / "migrations"))
-    first, sql, revision = documents.consoles(MIGRATIONS)
+    first, sql, revision, outbox = documents.consoles(MIGRATIONS)
     assert await script([*first, *sql, *revision], database_url, tmp_path) >= ["0003", "0003"]
+    assert await script(outbox, database_url, tmp_path) == ["0001", "the tables are at revision 0001, as needed"]
     assert "CREATE TABLE bus_event" in (tmp_path / "bus.sql").read_text()
     assert "DROP TABLE bus_event" in (tmp_path / "drop.sql").read_text()
     assert any(name.endswith("_add_the_event_bus.py") for name in os.listdir(tmp_path / "migrations" / "versions"))

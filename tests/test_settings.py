@@ -103,6 +103,11 @@ def test_a_table_prefix_that_is_no_plain_name_is_refused(prefix: str) -> None:
     assert refusal(table_prefix=prefix).startswith("setting table_prefix (EVENTBUS_TABLE_PREFIX): ")
 
 
+@pytest.mark.parametrize("source", ["", "a b", "/größe", "x" * 256, "a\n"])
+def test_a_source_of_cloudevents_that_is_no_uri_reference_is_refused(source: str) -> None:
+    assert refusal(cloudevents_source=source).startswith("setting cloudevents_source (EVENTBUS_CLOUDEVENTS_SOURCE): ")
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]

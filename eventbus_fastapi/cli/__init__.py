@@ -1,4 +1,4 @@
-"""The command `eventbus`: serve a bus, publish to it, follow it, look after groups, queues, recurring events, tables.
+"""The command `eventbus`: serve a bus, publish to it, follow and relay it, look after groups, queues, recurring events.
 
 One module for each command; `terminal` is what they read, show and end with.
 """
@@ -17,12 +17,17 @@ except ModuleNotFoundError as exc:
 from eventbus_fastapi.cli import (
     archive,
     dead,
+    forward,
     groups,
+    ingest,
     limits,
     migrate,
+    outbox,
     publish,
     queues,
     recurring,
+    relay,
+    schema,
     serve,
     tail,
     terminal,
@@ -33,8 +38,12 @@ from eventbus_fastapi.version import VERSION
 commands = typer.Typer(help="A durable, ordered event bus.", add_completion=False, pretty_exceptions_enable=False)
 commands.command()(serve.serve)
 commands.command()(worker.worker)
+commands.command()(forward.forward)
+commands.command()(relay.relay)
+commands.command()(ingest.ingest)
 commands.command()(publish.publish)
 commands.command()(tail.tail)
+commands.command()(schema.schema)
 commands.add_typer(groups.groups, name="groups")
 commands.add_typer(queues.queues, name="queues")
 commands.command()(queues.workers)
@@ -43,6 +52,7 @@ commands.command()(dead.retry)
 commands.add_typer(recurring.recurring, name="recurring")
 commands.add_typer(archive.archive, name="archive")
 commands.add_typer(limits.limits, name="limits")
+commands.add_typer(outbox.outbox, name="outbox")
 commands.add_typer(migrate.migrate, name="migrate")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
+from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import quote
 from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.fields import MAX_SEQ
@@ -27,6 +30,29 @@ Url = Annotated[
         help="Where the bus is: http(s)://… as `eventbus serve` prints it, or ws(s)://….", show_default=DEFAULT_URL
     ),
 ]
+
+
+class LogLevel(StrEnum):
+    critical = "critical"
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
+LogLevelOption = Annotated[
+    LogLevel | None,
+    typer.Option(help=f"The least important messages to log; defaults to {PREFIX}LOG_LEVEL.", show_default="info"),
+]
+LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option(help=f"How to write them, one line each; defaults to {PREFIX}LOG_FORMAT.", show_default="text"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print each as one line of JSON.")]
 
 
@@ -35,13 +61,26 @@ def settings_of(**given: Any) -> Settings:
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
+def client_of(url: str, **options: Any) -> EventBusClient:
+    """Return a client of the bus at a URL, which shows the token of `EVENTBUS_TOKEN`."""
+    token = Settings().token
+    shown = None if token is None else token.get_secret_value()
+    return EventBusClient(ClientConfig(url=url, token=shown, **options))
+
+
 def refuse_unknown_settings() -> None:
     """Refuse a misspelt variable where no settings are read, too."""
     refuse_unknown(os.environ, Settings.model_fields)
 
 
-def websocket_url(given: str | None) -> str:
-    """Return where the WebSocket of a bus is, by the URL that its server prints. A query is kept, as for a token."""
+_SECRETS = re.compile(r"(?<=//).*@|^[^/]*@|\?.*", re.DOTALL)
+
+
+def websocket_url(given: str | None, option: str = "--url") -> str:
+    """Return where the WebSocket of a bus is, by the URL that its server prints. A query is kept, as for a token.
+
+    Of a wrong one neither user and password nor the query are shown.
+    """
     url = DEFAULT_URL if given is None else given
     try:
         parts = urlsplit(url)
@@ -49,9 +88,10 @@ def websocket_url(given: str | None) -> str:
     except ValueError:
         is_address = False
     if not is_address or parts.scheme not in ("http", "https", "ws", "wss"):
-        raise typer.BadParameter(f"--url: expected http(s)://host:port or ws(s)://host:port/ws, got {quote(url)}")
+        shown = quote(_SECRETS.sub("", url))
+        raise typer.BadParameter(f"{option}: expected http(s)://host:port or ws(s)://host:port/ws, got {shown}")
     if "#" in url:
-        raise typer.BadParameter(f"--url: expected no fragment (#…), got {quote(url)}")
+        raise typer.BadParameter(f"{option}: expected no fragment (#…), got {quote(_SECRETS.sub('', url))}")
     if parts.scheme in ("ws", "wss"):
         return url
     path = parts.path.rstrip("/") + "/ws"

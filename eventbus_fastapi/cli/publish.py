@@ -10,9 +10,8 @@ import typer
 
 from eventbus_fastapi import codec
 from eventbus_fastapi.bus import EventBus
-from eventbus_fastapi.cli.options import Url, refuse_unknown_settings, settings_of, websocket_url
+from eventbus_fastapi.cli.options import Url, client_of, refuse_unknown_settings, settings_of, websocket_url
 from eventbus_fastapi.cli.terminal import read_stdin, show
-from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import InvalidPayload
 from eventbus_fastapi.events import Receipt
 from eventbus_fastapi.settings import Settings
@@ -66,7 +65,7 @@ def read_payload(argument: str, *, as_json: bool, as_text: bool) -> tuple[bytes,
 
 
 async def _publish_to(url: str, topic: str, body: bytes, options: dict[str, Any]) -> Receipt:
-    async with EventBusClient(ClientConfig(url=url, max_retries=0)) as client:
+    async with client_of(url, max_retries=0) as client:
         return await client.publish(topic, body, **options)
 
 

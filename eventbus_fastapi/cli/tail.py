@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.cli.options import Url, refuse_unknown_settings, start_of, websocket_url
+from eventbus_fastapi.cli.options import Url, client_of, refuse_unknown_settings, start_of, websocket_url
 from eventbus_fastapi.cli.terminal import show, visible, visible_json, warn
-from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.events import event_object
@@ -36,9 +35,10 @@ async def _follow(
     url: str, pattern: str, start: Start, count: int | None, print_event: Callable[[Message], None]
 ) -> None:
     # A bus that is not there is an error now; one that goes away later is waited for.
-    await (await EventBusClient.connect(ClientConfig(url=url, max_retries=0))).close()
+    async with client_of(url, max_retries=0) as first:
+        await first.wait_connected()
     async with (
-        EventBusClient(url) as client,
+        client_of(url) as client,
         client.subscribe(pattern, start=start, include_processed=True, on_gap=lambda gap: warn(str(gap))) as messages,
     ):
         shown = 0

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import gc
 import importlib
-import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -19,11 +17,13 @@ import typer
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.cli.alive import AliveFile
-from eventbus_fastapi.cli.serve import LogLevel
+from eventbus_fastapi.cli.options import LogFormatOption, LogLevelOption, settings_of
+from eventbus_fastapi.cli.running import announce, end_on_signals, set_up_log
 from eventbus_fastapi.cli.supervisor import Supervisor, end_with_parent
-from eventbus_fastapi.cli.terminal import fail, show
+from eventbus_fastapi.cli.terminal import fail
 from eventbus_fastapi.errors import quote
 from eventbus_fastapi.pipeline.workers import Workers
+from eventbus_fastapi.settings import PREFIX, Settings
 
 
 def _finite(seconds: float) -> float:
@@ -42,20 +42,33 @@ def worker(
     alive_file: Annotated[
         Path | None, typer.Option(help="Touch this file about every second while all processes work.")
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="The least important messages to log.")] = LogLevel.info,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Serve metrics on this port, each process on the next one that is free."),
+    ] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Its address.", show_default="127.0.0.1")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the handlers of an app until SIGTERM or Ctrl-C. Settings come from the app and from EVENTBUS_*."""
-    logging.basicConfig(
-        level=log_level.value.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    given = {
+        "log_level": log_level,
+        "log_format": log_format,
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
+    }
+    settings = settings_of(**given)
+    # The bus is made by the program, in this process or in those that the supervisor starts.
+    os.environ.update({PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None})
     alive = None if alive_file is None else AliveFile(alive_file)
+    set_up_log(settings)
     eventbus = find(target)
     if processes == 1:
         asyncio.run(_serve(eventbus, queue, grace=grace, alive=alive, parent=parent))
         return
     again = [sys.executable, "-m", "eventbus_fastapi.cli", "worker", target, "--grace", str(grace)]
-    again += ["--log-level", log_level.value, *(part for name in queue or () for part in ("--queue", name))]
+    again += [part for name in queue or () for part in ("--queue", name)]
     sys.exit(Supervisor(again, count=processes, grace=grace, alive=alive).run())
 
 
@@ -81,9 +94,7 @@ async def _serve(
     eventbus: EventBus, queues: Sequence[str] | None, *, grace: float, alive: AliveFile | None, parent: int | None
 ) -> None:
     """Serve until a signal comes or the supervisor is gone, then end within the grace time."""
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    ended = end_on_signals()
     if parent is not None:
         end_with_parent(parent, ended.set, grace=grace)
     eventbus.starts_workers = False  # those of the queues that were asked for, below
@@ -91,7 +102,7 @@ async def _serve(
     async with eventbus:
         await eventbus.workers.start(queues)
         async with _kept(alive, eventbus.workers):
-            show(f"serving {', '.join(eventbus.workers.groups) or 'no handlers'}")
+            announce(f"serving {', '.join(eventbus.workers.groups) or 'no handlers'}", Settings())
             await ended.wait()
             eventbus.workers.shutdown()
             await eventbus.workers.join(grace)

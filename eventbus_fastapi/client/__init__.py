@@ -12,6 +12,7 @@ What the frames mean is decided in `protocol.client`; here are the socket, the t
 from eventbus_fastapi.client.client import EventBusClient
 from eventbus_fastapi.client.config import ClientConfig
 from eventbus_fastapi.client.consumer import ClientConsumer
+from eventbus_fastapi.client.forwarding import OutboxForwarder
 from eventbus_fastapi.client.group import GroupMessage, GroupSubscription
 from eventbus_fastapi.client.subscription import ClientSubscription
 
@@ -22,4 +23,5 @@ __all__ = [
     "EventBusClient",
     "GroupMessage",
     "GroupSubscription",
+    "OutboxForwarder",
 ]

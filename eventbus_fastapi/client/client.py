@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 from uuid import UUID
 
 from eventbus_fastapi.backoff import FullJitter
@@ -17,10 +17,11 @@ from eventbus_fastapi.client.config import ClientConfig, config_of, seconds
 from eventbus_fastapi.client.connection import Connection, Ending
 from eventbus_fastapi.client.consumer import ClientConsumer, Handler
 from eventbus_fastapi.client.drafts import Draftable, draft_of
-from eventbus_fastapi.client.group import GroupSubscription
+from eventbus_fastapi.client.group import Answer, GroupSubscription
 from eventbus_fastapi.client.options import check_concurrency, make_join, make_subscribe
 from eventbus_fastapi.client.pauses import Pauses
 from eventbus_fastapi.client.subscription import ClientSubscription, Subscribed
+from eventbus_fastapi.client.token import Token
 from eventbus_fastapi.client.waiters import Waiters, fresh
 from eventbus_fastapi.errors import (
     BatchTooLarge,
@@ -29,10 +30,8 @@ from eventbus_fastapi.errors import (
     ConnectionRefused,
     EventBusError,
     InvalidInput,
-    LeaseLost,
     LogGap,
     NotRunning,
-    RemoteError,
 )
 from eventbus_fastapi.events import UNSET, Draft, Event, Message, Receipt, make_draft
 from eventbus_fastapi.protocol.client import ClientSession
@@ -40,7 +39,11 @@ from eventbus_fastapi.protocol.commands import Start
 from eventbus_fastapi.protocol.membership import Held, Membership
 from eventbus_fastapi.protocol.reading import Reading
 from eventbus_fastapi.settings import Overflow
+from eventbus_fastapi.telemetry.tracing import Tracing
 from eventbus_fastapi.unique import Unique
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
@@ -57,12 +60,24 @@ class EventBusClient:
 
     One client belongs to one event loop. Any number of its tasks may use it at once.
 
+    Args:
+        config: where the bus is and how to reach it, or just its URL; None: ws://127.0.0.1:3000/ws.
+        token: who it is: a text, or a function (also async) that returns one, asked again in good time; None: nobody.
+        tracer_provider: OpenTelemetry's, for the spans of events; None: the program's own, once it has set one.
+
     Raises:
         SettingsError: `config` is none of what it may be, or a URL that cannot be used.
     """
 
-    def __init__(self, config: ClientConfig | str | None = None) -> None:
-        self.config = config_of(config)
+    def __init__(
+        self,
+        config: ClientConfig | str | None = None,
+        *,
+        token: Token | None = None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
+        self.config = config_of(config, token)
+        self._tracing = Tracing(tracer_provider)
         longest = seconds(self.config.max_reconnect_interval)
         self._backoff = FullJitter(min(seconds(self.config.reconnect_interval), longest), longest)
         self._session = ClientSession(
@@ -71,7 +86,7 @@ class EventBusClient:
             max_pending=self.config.max_pending,
             max_pending_bytes=self.config.max_pending_bytes,
         )
-        self._answers: dict[int, asyncio.Future[list[Receipt] | None]] = {}
+        self._answers: dict[int, Answer] = {}
         self._subscriptions: weakref.WeakValueDictionary[Reading | Membership, Subscribed[Any]] = (
             weakref.WeakValueDictionary()
         )
@@ -86,14 +101,14 @@ class EventBusClient:
     # --- connection ----------------------------------------------------------------------------------
 
     @classmethod
-    async def connect(cls, config: ClientConfig | str | None = None) -> Self:
+    async def connect(cls, config: ClientConfig | str | None = None, *, token: Token | None = None) -> Self:
         """Return a client that is connected.
 
         Raises:
             ConnectionLost: the server could not be reached within `max_retries`; never if that is None.
             ConnectionRefused: the server does not want this client.
         """
-        client = cls(config)
+        client = cls(config, token=token)
         try:
             await client.wait_connected()
         except BaseException:
@@ -202,7 +217,8 @@ class EventBusClient:
             unique=unique,
             max_payload=self._max_payload,
         )
-        return (await self._publish([draft], is_batch=False, is_live=not durable))[0]
+        name = topic.__topic__ if isinstance(topic, Event) else ""
+        return (await self._publish([draft], is_batch=False, is_live=not durable, name=name))[0]
 
     async def publish_many(self, events: Sequence[Draftable], *, durable: bool = True) -> list[Receipt]:
         """Publish all events or none, in order, as one batch. Otherwise as `publish`.
@@ -218,8 +234,29 @@ class EventBusClient:
             raise BatchTooLarge(len(drafts), most)
         return await self._publish(drafts, is_batch=True, is_live=not durable)
 
-    async def _publish(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> list[Receipt]:
+    async def publish_drafts(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        """Publish events that have passed the door already, as many batches as the server's `max_batch` makes of them.
+
+        Raises:
+            InvalidInput, RemoteError, ConnectionLost: see `publish`; batches before that are stored.
+        """
+        receipts: list[Receipt] = []
+        most = self._session.limits.get("max_batch", len(drafts))
+        for start in range(0, len(drafts), most or 1):
+            self._ensure_running()
+            receipts += await self._send(drafts[start : start + most], is_batch=True, is_live=False)
+        return receipts
+
+    async def _publish(
+        self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool, name: str = ""
+    ) -> list[Receipt]:
         self._ensure_running()
+        if (spans := self._tracing.spans()) is None:
+            return await self._send(drafts, is_batch=is_batch, is_live=is_live)
+        with spans.publishing(drafts, name) as traced:
+            return await self._send(traced, is_batch=is_batch, is_live=is_live)
+
+    async def _send(self, drafts: Sequence[Draft], *, is_batch: bool, is_live: bool) -> list[Receipt]:
         receipts = await self._answer(self._session.publish(drafts, is_batch=is_batch, is_live=is_live))
         assert receipts is not None
         return receipts
@@ -381,7 +418,7 @@ class EventBusClient:
             after=after,
             payload_type=payload_type,
         )
-        consumer = ClientConsumer(self, subscription, handler, concurrency)
+        consumer = ClientConsumer(self, subscription, handler, concurrency, tracing=self._tracing)
         self._consumers.add(consumer)
         consumer.start(self._consumers.discard)
         return consumer
@@ -416,23 +453,18 @@ class EventBusClient:
         self._session.extend_all(membership)
         self._wake()
 
-    async def _tell(self, held: Held, ask: Callable[[ClientSession], int]) -> None:
-        """Tell the server something about an event that is held.
+    def _tell(self, ask: Callable[[ClientSession], int]) -> Answer:
+        """Tell the server something about an event that is held; the answer comes, whoever waits for it.
 
         Raises:
-            LeaseLost: it is another member's.
+            LeaseLost: it is known already that it is another member's.
         """
         try:
             request_id = ask(self._session)
         finally:
             self._wake()
-        try:
-            await self._answer(request_id)
-        except RemoteError as exc:
-            if exc.code != LeaseLost.code:
-                raise
-            held.lose()
-            raise LeaseLost([held.message.seq]) from exc
+        answer = self._answers[request_id] = asyncio.get_running_loop().create_future()
+        return answer
 
     def _drop(self, reading: Reading | Membership) -> None:
         self._session.unsubscribe(reading)
@@ -465,10 +497,15 @@ class EventBusClient:
         """Keep a connection open until that makes no sense any more."""
         pauses = Pauses(self._backoff)
         failures = 0
+        has_asked_again = False
         try:
             while True:
                 self._connection = Connection(self.config, self._session, self._carry_out)
                 ending = await self._connection.run()
+                has_asked_again = has_asked_again and not ending.lived
+                if ending.is_unauthenticated and callable(self.config.token) and not has_asked_again:
+                    has_asked_again = True  # its token may be an old one: once more, with a fresh one
+                    ending = ending._replace(verdict="return")
                 failures = failures if ending.is_failure else 0
                 if error := self._end_of(ending, failures):
                     self._fail(error)
@@ -530,7 +567,7 @@ class EventBusClient:
 
     async def _answer(self, request_id: int) -> list[Receipt] | None:
         """Wait for the answer to a request; take it back if that is cancelled."""
-        answer: asyncio.Future[list[Receipt] | None] = asyncio.get_running_loop().create_future()
+        answer: Answer = asyncio.get_running_loop().create_future()
         self._answers[request_id] = answer
         self._wake()
         try:

@@ -6,7 +6,7 @@ import re
 import ssl as _ssl
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
 
+from eventbus_fastapi.auth.loopback import is_loopback
+from eventbus_fastapi.client.token import EXPECTED, Token, is_token
 from eventbus_fastapi.errors import SettingsError, quote
 
 Duration = float | timedelta
@@ -30,6 +32,11 @@ class ClientConfig:
 
     url: str = "ws://127.0.0.1:3000/ws"
     """Where the bus is: `ws://` or `wss://`. Defaults to `ws://127.0.0.1:3000/ws`."""
+    token: Token | None = None
+    """Says who the client is, as `Authorization: Bearer …`: a text, or a callable that returns one, async or not. That
+    is called for each connection, and again before the server takes the last one no more. Defaults to None."""
+    allow_insecure: bool = False
+    """Show the token also where others may read it: over `ws://` to another machine. Defaults to False."""
     headers: Mapping[str, str] | None = None
     """HTTP headers to send when connecting, such as Authorization. Defaults to None: no other ones."""
     ssl: _ssl.SSLContext | None = None
@@ -70,6 +77,18 @@ class ClientConfig:
         if self.ssl is not None and not self.url.lower().startswith("wss:"):
             raise SettingsError("ssl: it goes with a wss:// url only, got ws://")
 
+        if self.token is not None:
+            self._check_token()
+
+    def _check_token(self) -> None:
+        if "authorization" in {name.lower() for name in self.headers or ()}:
+            raise SettingsError("token: expected it or a header Authorization, got both")
+        uri = parse_uri(self.url)
+        if not uri.secure and not is_loopback(uri.host) and not self.allow_insecure:
+            raise SettingsError(
+                f"token: anybody on the way to {uri.host} can read it over ws://; use wss://, or allow_insecure=True"
+            )
+
     @property
     def address(self) -> str:
         """The URL without user, password and query, fit for logs."""
@@ -79,15 +98,15 @@ class ClientConfig:
         return f"<ClientConfig {self.address}>"
 
 
-def config_of(given: object) -> ClientConfig:
-    """Return the configuration of a client that was given one, only a URL, or None."""
+def config_of(given: object, token: Token | None = None) -> ClientConfig:
+    """Return the configuration of a client that was given one, only a URL, or None; and a token beside it, perhaps."""
     match given:
         case ClientConfig():
-            return given
+            return given if token is None else replace(given, token=token)
         case str():
-            return ClientConfig(url=given)
+            return ClientConfig(url=given, token=token)
         case None:
-            return ClientConfig()
+            return ClientConfig(token=token)
         case _:
             raise SettingsError(f"expected a URL, a ClientConfig or None, got {type(given).__name__}")
 
@@ -174,6 +193,8 @@ _COUNT = ("an integer from 1 to 2**53 - 1", lambda value: _is_integer(value, 1))
 
 _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "url": ("ws://host:port/path or wss://…", _is_server),
+    "token": (f"None, a callable or {EXPECTED}", lambda value: value is None or callable(value) or is_token(value)),
+    "allow_insecure": ("True or False", lambda value: isinstance(value, bool)),
     "headers": ("None or names of HTTP headers, each with a line of ISO-8859-1 text", _are_headers),
     "ssl": ("None or an ssl.SSLContext", lambda value: isinstance(value, _ssl.SSLContext | None)),
     "proxy": ("True, None or http://host:port, https://…, socks5://…", _is_proxy),
@@ -192,6 +213,8 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 def _shown(name: str, value: object) -> str:
     """Show a value that cannot be used, without the secrets that it may hold."""
+    if name == "token":
+        return "another text" if isinstance(value, str) else type(value).__name__
     if name not in ("url", "proxy", "headers"):
         return quote(value)
     if isinstance(value, str) and name != "headers":

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import math
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple, NoReturn
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import Headers
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidProxy,
@@ -24,11 +26,14 @@ from websockets.exceptions import (
     WebSocketException,
 )
 from websockets.frames import CloseCode
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from eventbus_fastapi.client.config import ClientConfig, seconds
+from eventbus_fastapi.client.token import obtain
 from eventbus_fastapi.errors import BadFrame
-from eventbus_fastapi.protocol.client import ClientSession, Verdict, verdict
+from eventbus_fastapi.protocol.client import MAX_ADVICE, ClientSession, Verdict, verdict
 from eventbus_fastapi.protocol.frames import SUBPROTOCOL
 
 logger = logging.getLogger("eventbus_fastapi.client")
@@ -39,6 +44,15 @@ SILENCE = 2.5
 """Heartbeats without a frame from the server after which a connection counts as lost."""
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
 """HTTP statuses of the 4xx class that a later attempt may not get."""
+
+UNAUTHENTICATED = 4401
+"""The close code of a server that does not take the token, or no longer."""
+MARGIN = 30.0
+"""Seconds before its end at which a token is renewed; a quarter of its time, if that is less."""
+SHORTEST_RENEWAL = 0.5
+"""Shortest time between two renewals, seconds."""
+RENEWAL_PAUSE = 5.0
+"""Seconds until a fresh token is asked for again, where there was none."""
 
 FINAL_ERRORS = (NegotiationError, SecurityError, ssl.SSLCertVerificationError)
 """What a later attempt would meet again."""
@@ -58,6 +72,8 @@ class Ending(NamedTuple):
     lived: float = 0.0
     """Seconds that it was open, from the server's welcome on; 0: it never was."""
     cause: Exception | None = None
+    is_unauthenticated: bool = False
+    """True: the server does not take the token, or no longer."""
 
 
 class Connection:
@@ -75,6 +91,8 @@ class Connection:
         self._is_suspect = False
         self._is_silent = False
         self._silence: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         """Say that the session may have something to send."""
@@ -82,11 +100,16 @@ class Connection:
 
     async def run(self) -> Ending:
         """Connect, and serve the session until the connection ends. Nothing of it is left afterwards."""
-        dialling = self._dial()
+        try:
+            token = None if self._config.token is None else await obtain(self._config.token)
+        except Exception as exc:  # noqa: BLE001 - the program's own; its text may quote a token
+            return Ending("back_off", f"there is no token: {type(exc).__name__}", is_failure=True)
+        dialling = self._dial(token)
         try:
             websocket = await dialling
         except Exception as exc:  # noqa: BLE001 - proxies, names and redirects fail with errors of all kinds
-            return _refusal(exc, is_answered=dialling.is_answered)
+            ending = _refusal(exc, is_answered=dialling.is_answered)
+            return ending._replace(after=min(ending.after, seconds(self._config.max_reconnect_interval)))
         try:
             if websocket.subprotocol != SUBPROTOCOL:
                 return Ending("stop", f"the server does not speak {SUBPROTOCOL}", is_failure=True)
@@ -97,12 +120,12 @@ class Connection:
             self._on_progress()
             await _close(websocket)
 
-    def _dial(self) -> _Dialling:
+    def _dial(self, token: str | None) -> _Dialling:
         options: dict[str, Any] = {} if self._config.ssl is None else {"ssl": self._config.ssl}
         return _Dialling(
             self._config.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
-            additional_headers=self._config.headers,
+            additional_headers=_headers(self._config.headers, token),
             proxy=self._config.proxy,
             compression=None,
             open_timeout=seconds(self._config.open_timeout),
@@ -128,6 +151,7 @@ class Connection:
                 self._silence.cancel()
             writer.cancel()
             await asyncio.wait([writer])
+            await self._stop_renewing()
             if not writer.cancelled() and (fault := writer.exception()):
                 raise fault
 
@@ -141,6 +165,9 @@ class Connection:
                 self._opened_at = self._heard_at
                 logger.info("connected to %s", self._config.address)
                 self._listen_for_silence(websocket)  # by the heartbeat from now on
+            if (expires_in := self._session.expires_in) is not None:
+                self._session.expires_in = None
+                self._renew_in(expires_in - min(MARGIN, expires_in / 4))
             if self._session.has_frame() or self._session.due() is not None:
                 self._has_work.set()
             self._on_progress()
@@ -176,6 +203,38 @@ class Connection:
         """Seconds between heartbeats; None: the server has not said yet."""
         return None if self._session.welcome is None else self._session.welcome.heartbeat
 
+    # --- the token ---
+
+    def _renew_in(self, delay: float) -> None:
+        """Show the server a fresh token after so many seconds, if there can be one."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        if callable(self._config.token):
+            self._renewal = self._loop.call_later(max(delay, SHORTEST_RENEWAL), self._start_renewing)
+
+    def _start_renewing(self) -> None:
+        self._renewing = self._loop.create_task(self._renew(), name="eventbus-client-token")
+
+    async def _renew(self) -> None:
+        assert self._config.token is not None
+        try:
+            token = await obtain(self._config.token)
+        except Exception as exc:  # noqa: BLE001 - the program's own; its text may quote a token
+            logger.warning("no fresh token for %s: %s", self._config.address, type(exc).__name__)
+            self._renew_in(RENEWAL_PAUSE)
+            return
+        self._session.authenticate(token)
+        self._has_work.set()
+
+    async def _stop_renewing(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+
+    # --- silence ---
+
     def _listen_for_silence(self, websocket: ClientConnection) -> None:
         """Drop the connection if the server is silent for too long; look again later if not."""
         if self._silence is not None:
@@ -203,11 +262,15 @@ class Connection:
         code = None if closed.rcvd is None else closed.rcvd.code
         reason = "no close frame" if closed.rcvd is None else f"{closed.rcvd.code} {closed.rcvd.reason}".strip()
         bye = self._session.bye
+        refused = code == UNAUTHENTICATED
         if bye is not None and not bye.reconnect:
-            return Ending("stop", f"{bye.error.code}: {bye.error}", is_failure=True, cause=bye.error)
+            said = f"{bye.error.code}: {bye.error}"
+            return Ending("stop", said, is_failure=True, cause=bye.error, is_unauthenticated=refused)
         asked = bye.after if bye is not None and math.isfinite(bye.after) else 0.0
         after = min(max(asked, 0.0), seconds(self._config.max_reconnect_interval))
-        return Ending(verdict(code), reason, is_failure=not opened, after=after, cause=closed)
+        return Ending(
+            verdict(code), reason, is_failure=not opened, after=after, cause=closed, is_unauthenticated=refused
+        )
 
     def _own_ending(self, code: int, reason: str, closed: ConnectionClosed) -> Ending:
         """The WebSocket layer here has ended the connection, because of what the server sent."""
@@ -224,7 +287,11 @@ class _Dialling(connect):
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         self.is_answered = True
-        return super().process_redirect(exc)
+        asked, has_token = _origin(self.uri), "Authorization" in Headers(self.additional_headers or {})
+        found = super().process_redirect(exc)
+        if has_token and isinstance(found, str) and _origin(found) != asked:
+            return SecurityError("the server redirects to another one, which is not to see the token")
+        return found
 
 
 def _refusal(error: Exception, *, is_answered: bool) -> Ending:
@@ -236,7 +303,14 @@ def _refusal(error: Exception, *, is_answered: bool) -> Ending:
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         is_final = 400 <= status < 500 and status not in TRANSIENT_STATUSES
-        return Ending("stop" if is_final else "back_off", f"the server answered HTTP {status}", True, cause=error)
+        return Ending(
+            "stop" if is_final else "back_off",
+            f"the server answered HTTP {status}",
+            is_failure=True,
+            after=0.0 if is_final else _advice(error.response),
+            cause=error,
+            is_unauthenticated=status == HTTPStatus.UNAUTHORIZED,
+        )
     if isinstance(error, FINAL_ERRORS):
         return Ending("stop", str(error), is_failure=True, cause=error)
     if isinstance(error, InvalidURI | InvalidProxy):
@@ -245,6 +319,21 @@ def _refusal(error: Exception, *, is_answered: bool) -> Ending:
     if isinstance(error, PASSING_ERRORS):
         return Ending("back_off", str(error) or type(error).__name__, is_failure=True, cause=error)
     return _unforeseen(f"{type(error).__name__}: {error}", is_answered=is_answered)._replace(cause=error)
+
+
+def _headers(headers: Mapping[str, str] | None, token: str | None) -> Mapping[str, str] | None:
+    return headers if token is None else {**(headers or {}), "Authorization": f"Bearer {token}"}
+
+
+def _origin(url: str) -> tuple[bool, str, int]:
+    uri = parse_uri(url)
+    return uri.secure, uri.host, uri.port
+
+
+def _advice(response: Response) -> float:
+    """Return the seconds of a `Retry-After`; 0: there is none, or it is a date."""
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), MAX_ADVICE) if said.isascii() and said.isdecimal() and len(said) < 10 else 0.0
 
 
 def _unforeseen(reason: str, *, is_answered: bool) -> Ending:

@@ -13,11 +13,16 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from eventbus_fastapi.client.group import GroupMessage, GroupSubscription
 from eventbus_fastapi.errors import EventBusError, LeaseLost
+from eventbus_fastapi.pipeline.error_record import ErrorRecord
 from eventbus_fastapi.protocol.membership import Membership
+from eventbus_fastapi.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from eventbus_fastapi.telemetry.spans import Spans
 
 logger = logging.getLogger("eventbus_fastapi.client")
 
@@ -46,8 +51,15 @@ class ClientConsumer:
     """
 
     def __init__(
-        self, source: ConsumerSource, subscription: GroupSubscription, handler: Handler, concurrency: int
+        self,
+        source: ConsumerSource,
+        subscription: GroupSubscription,
+        handler: Handler,
+        concurrency: int,
+        *,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._source = source
         self._subscription = subscription
         self._handler = handler
@@ -164,7 +176,8 @@ class ClientConsumer:
     async def _handle(self, message: GroupMessage) -> None:
         try:
             try:
-                reason = await self._call(message)
+                spans = self._tracing.spans()
+                reason = await (self._call(message) if spans is None else self._call_traced(message, spans))
             finally:
                 self._turns.release()  # the ack needs none: the credit bounds how many are under way
             if message.is_settled or message.is_lost:
@@ -177,6 +190,20 @@ class ClientConsumer:
             logger.info("seq %d was handled and is another member's", message.seq)
         except EventBusError as exc:
             logger.warning("what has become of seq %d could not be told: %s", message.seq, exc)
+
+    async def _call_traced(self, message: GroupMessage, spans: Spans) -> str | None:
+        subscription = self._subscription
+        with spans.handling(
+            message, group=subscription.group, attempt=message.attempt, patterns=subscription.patterns
+        ) as handling:
+            reason = await self._call(message)
+            if message.is_lost:
+                handling.note("lost")
+            elif reason is None:
+                handling.note("acked")
+            else:
+                handling.note("retried", reason.partition(":")[0])
+            return reason
 
     async def _call(self, message: GroupMessage) -> str | None:
         """Call the handler; return why it failed, None: it did not."""
@@ -194,8 +221,10 @@ class ClientConsumer:
             logger.warning("stopped the handler of seq %d: it is another member's", message.seq)
         except LeaseLost:
             raise
-        except Exception as exc:
-            logger.warning("the handler failed at seq %d, attempt %d", message.seq, message.attempt, exc_info=True)
+        except Exception as exc:  # noqa: BLE001 - told to the server, which tries again
+            # Not its message, which may hold of the event what is not for a log.
+            record = ErrorRecord.of(exc, time=0, node="", attempt=message.attempt)
+            logger.warning("the handler failed at seq %d, attempt %d: %s", message.seq, message.attempt, record.summary)
             return f"{type(exc).__name__}: {exc}"[:MAX_REASON]
         finally:
             message._held.on_lost = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol, Self
@@ -9,27 +10,30 @@ from typing import Any, Protocol, Self
 from eventbus_fastapi.backoff import seconds
 from eventbus_fastapi.client.subscription import Source, Subscribed
 from eventbus_fastapi.client.waiters import fresh
-from eventbus_fastapi.errors import InvalidInput, LeaseLost
-from eventbus_fastapi.events import Message
+from eventbus_fastapi.errors import InvalidInput, LeaseLost, RemoteError
+from eventbus_fastapi.events import Message, Receipt
 from eventbus_fastapi.protocol.client import ClientSession
 from eventbus_fastapi.protocol.membership import Held, Membership
+
+Answer = asyncio.Future[list[Receipt] | None]
 
 
 class GroupSource(Source, Protocol):
     """What a membership needs of its client, besides what every subscription does."""
 
     def _take_held(self, membership: Membership) -> Held | None: ...
-    async def _tell(self, held: Held, ask: Callable[[ClientSession], int]) -> None: ...
+    def _tell(self, ask: Callable[[ClientSession], int]) -> Answer: ...
 
 
 class GroupMessage(Message):
     """An event that a group has given to this client: settle it with `ack`, `nack` or `reject`.
 
     Each returns when the server has committed it, and raises `LeaseLost` if the event is another member's by now: its
-    ack wait has ended, or the connection that it came over has.
+    ack wait has ended, or the connection that it came over has. Cancelling one only ends the wait: what was said is
+    said, and `ack` waits for it again.
     """
 
-    __slots__ = ("_held", "_kind", "_source", "_value")
+    __slots__ = ("_answer", "_held", "_kind", "_source", "_value")
 
     def __init__(self, held: Held, kind: Any, source: GroupSource) -> None:
         message = held.message
@@ -48,6 +52,8 @@ class GroupMessage(Message):
         self._held = held
         self._kind = kind
         self._source = source
+        self._answer: Answer | None = None
+        """What the server says to how it was settled; None before that."""
 
     @property
     def payload(self) -> Any:
@@ -78,14 +84,15 @@ class GroupMessage(Message):
         return self._held.is_lost
 
     async def ack(self) -> None:
-        """Say that it is done. Doing so twice is doing it once.
+        """Say that it is done. Doing so twice is doing it once, and does nothing after `nack` or `reject`.
 
         Raises:
             LeaseLost: it is another member's.
             RemoteError, NotRunning: the server could not be told.
         """
-        if self.is_lost or not self.is_settled:
-            await self._settle(lambda session: session.ack(self._held))
+        if self._answer is None or self.is_lost:
+            self._settle(lambda session: session.ack(self._held))
+        await self._answered()
 
     async def nack(self, *, delay: float | timedelta | None = None, reason: str | None = None) -> None:
         """Have it tried again, here or elsewhere, after `delay` (seconds or a timedelta); None: the server's backoff.
@@ -101,7 +108,8 @@ class GroupMessage(Message):
         except ValueError as exc:
             raise InvalidInput(str(exc)) from None
         self._require_unsettled()
-        await self._settle(lambda session: session.nack(self._held, wait, reason))
+        self._settle(lambda session: session.nack(self._held, wait, reason))
+        await self._answered()
 
     async def reject(self, reason: str | None = None) -> None:
         """Give it up: it becomes a dead letter at once.
@@ -110,7 +118,8 @@ class GroupMessage(Message):
             LeaseLost: it is another member's, or settled already.
         """
         self._require_unsettled()
-        await self._settle(lambda session: session.reject(self._held, reason))
+        self._settle(lambda session: session.reject(self._held, reason))
+        await self._answered()
 
     async def extend(self) -> None:
         """Begin its ack wait anew.
@@ -119,23 +128,44 @@ class GroupMessage(Message):
             LeaseLost: it is another member's, or settled already.
         """
         self._require_unsettled()
-        await self._source._tell(self._held, lambda session: session.extend(self._held))
+        await self._reply(self._source._tell(lambda session: session.extend(self._held)))
 
     def _require_unsettled(self) -> None:
         if self.is_settled and not self.is_lost:
             raise LeaseLost([self.seq])
 
-    async def _settle(self, ask: Callable[[ClientSession], int]) -> None:
+    def _settle(self, ask: Callable[[ClientSession], int]) -> None:
         held = self._held
+        answer = self._source._tell(ask)
+        self._answer, held.is_settled = answer, True
+        answer.add_done_callback(self._end)
+
+    def _end(self, answer: Answer) -> None:
+        """Take note of how settling it has ended, also where nobody waits for that any more."""
+        held, error = self._held, answer.exception()
+        if error is None:
+            held.membership.forget(held)
+            return
+        if _is_loss(error):
+            held.lose()
+        self._answer, held.is_settled = None, held.is_lost  # what was not done may be done again
+
+    async def _answered(self) -> None:
+        assert self._answer is not None
+        await self._reply(asyncio.shield(self._answer))
+
+    async def _reply(self, answer: Answer) -> None:
         try:
-            telling = self._source._tell(held, ask)
-            if not held.is_lost:
-                held.is_settled = True
-            await telling
-        except BaseException:
-            held.is_settled = held.is_lost  # what was not done may be done again
-            raise
-        held.membership.forget(held)
+            await answer
+        except RemoteError as exc:
+            if not _is_loss(exc):
+                raise
+            self._held.lose()
+            raise LeaseLost([self.seq]) from exc
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, RemoteError) and error.code == LeaseLost.code
 
 
 class GroupSubscription(Subscribed[Membership]):

@@ -15,7 +15,7 @@ payloads, and topics, are not judged here.
 
 from eventbus_fastapi.codec.content_type import BINARY, JSON, TEXT, check_content_type, is_json, is_text
 from eventbus_fastapi.codec.json import encode_json, load_object, parse_json
-from eventbus_fastapi.codec.message_id import check_message_id, new_message_id
+from eventbus_fastapi.codec.message_id import check_message_id, derived_message_id, new_message_id
 from eventbus_fastapi.codec.metadata import encode_metadata
 from eventbus_fastapi.codec.payload import decode, decode_as, encode
 from eventbus_fastapi.codec.tags import MAX_TAGS, add_tags, check_tag, tags_of
@@ -31,6 +31,7 @@ __all__ = [
     "check_tag",
     "decode",
     "decode_as",
+    "derived_message_id",
     "encode",
     "encode_json",
     "encode_metadata",

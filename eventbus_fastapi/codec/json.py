@@ -22,15 +22,16 @@ from eventbus_fastapi.codec.refusal import (
     why_not_parsed,
     why_not_written,
 )
-from eventbus_fastapi.errors import InvalidPayload, quote
+from eventbus_fastapi.errors import InvalidPayload, PayloadTooLarge, quote
 
 BYTES = (bytes, bytearray, memoryview)
 
 
-def encode_json(value: Any, *, max_depth: int = 32, what: str = "payload") -> bytes:
-    """Return the value as JSON. `what` is what error messages call it.
+def encode_json(value: Any, *, max_depth: int = 32, max_size: int | None = None, what: str = "payload") -> bytes:
+    """Return the value as JSON. `what` is what error messages call it; `max_size`, in bytes: None is any.
 
     Raises:
+        PayloadTooLarge: it is larger, whatever it is.
         InvalidPayload: it has something that JSON, or another JSON parser, does not know.
     """
     try:
@@ -39,6 +40,8 @@ def encode_json(value: Any, *, max_depth: int = 32, what: str = "payload") -> by
         body = to_json(value, inf_nan_mode="constants")
     except Exception as exc:  # writing runs the program's own serializers, which may raise anything
         raise InvalidPayload(f"{what} {why_not_written(value, exc, max_depth)}") from exc
+    if max_size is not None and len(body) > max_size:  # reading it back takes longest
+        raise PayloadTooLarge(len(body), max_size)
     try:
         read = _read(body, max_depth, what)
     except ValueError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from hashlib import sha256
 from uuid import UUID
 
 from eventbus_fastapi.errors import InvalidEvent, quote
@@ -25,6 +26,21 @@ _V7 = 0x7 << 76 | 0b10 << 62
 """Version and variant, in their places."""
 _V7_RANDOM = 0xFFF << 64 | (1 << 62) - 1
 """The places of the random bits."""
+
+
+def derived_message_id(*names: str) -> UUID:
+    """Return the UUIDv8 (RFC 9562, section 5.8) of what has these names, the same whenever and wherever it is asked."""
+    digest = sha256()
+    for name in names:
+        encoded = name.encode()
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return UUID(int=int.from_bytes(digest.digest()[:16], "big") & _CUSTOM | _V8)
+
+
+_V8 = 0x8 << 76 | 0b10 << 62
+"""Version and variant, in their places."""
+_CUSTOM = (1 << 128) - 1 & ~(0xF << 76 | 0b11 << 62)
+"""The places of all other bits."""
 
 
 def check_message_id(value: object) -> UUID:

@@ -26,10 +26,13 @@ from eventbus_fastapi.errors import InvalidPayload
 T = TypeVar("T")
 
 
-def encode(payload: Any, content_type: str | None = None, *, max_depth: int = 32) -> tuple[bytes, str]:
+def encode(
+    payload: Any, content_type: str | None = None, *, max_depth: int = 32, max_size: int | None = None
+) -> tuple[bytes, str]:
     """Return the payload as bytes, and their content type. The table above says how.
 
     Raises:
+        PayloadTooLarge: it is written as JSON here, and larger than `max_size` bytes.
         InvalidPayload: it cannot be stored and read back, or the content type is malformed or does not fit.
     """
     if content_type is None:
@@ -37,11 +40,11 @@ def encode(payload: Any, content_type: str | None = None, *, max_depth: int = 32
             return encode_text(payload), TEXT
         if isinstance(payload, BYTES):
             return bytes(payload), BINARY
-        return encode_json(payload, max_depth=max_depth), JSON
+        return encode_json(payload, max_depth=max_depth, max_size=max_size), JSON
     content_type = check_content_type(content_type)
     if is_json(content_type):
         if not isinstance(payload, BYTES):
-            return encode_json(payload, max_depth=max_depth), content_type
+            return encode_json(payload, max_depth=max_depth, max_size=max_size), content_type
         body = bytes(payload)
         parse_json(body, max_depth=max_depth, what="payload")
         return body, content_type

@@ -9,7 +9,9 @@ Nothing of the buffer is the node's until a claim has moved the group's cursor o
 what it took is dropped here. A take claims no more than it asks for.
 
 In a group that is ordered by key, one event of a key is out at a time; when it is to be tried again, those behind it
-go back to the store, where they wait for it.
+go back to the store, where they wait for it. In one that is ordered by the log, who takes sees to it (see `Groups`),
+and where another claimed last, that one may go on: this one claims once the group has stood still for a while, or once
+there is something that was given back or rescued.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 
 from eventbus_fastapi.errors import EventBusError, GroupNotFound, NotRunning, SubscriptionClosed, quote
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.pipeline.channel import Batch, Gap
+from eventbus_fastapi.pipeline.courtesy import Courtesy
 from eventbus_fastapi.pipeline.delivery import Delivery, Release, Settled
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
 from eventbus_fastapi.pipeline.settler import Settler
@@ -33,6 +37,7 @@ from eventbus_fastapi.settings import LARGEST_CLAIM
 from eventbus_fastapi.store.group import Claim, Group, Look
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.limits import Room
+from eventbus_fastapi.telemetry.meters import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +69,12 @@ class Consumer:
         owner: str,
         lease: float,
         poll_interval: float,
+        courtesy: Courtesy,
+        meters: Meters | None = None,
     ) -> None:
+        self.queue = ""
+        """The queue whose workers take from it in this process; empty: none does."""
+        self._meters = meters or Meters()
         self.group = group
         """The group as this node knows it; its cursor is where the next claim begins."""
         self.poll_interval = poll_interval
@@ -74,6 +84,7 @@ class Consumer:
         self._settler = settler
         self._owner = owner
         self._lease = lease
+        self._courtesy = courtesy
         self._bell = Bell()
         self._space = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -87,7 +98,10 @@ class Consumer:
         self._ending: EventBusError | None = None
         self._retry_at: float | None = 0.0  # in the loop's time; at first it is not known
         self._room_at: float | None = None  # when a limit of the group may have room again; None: it may have now
+        self._is_first: bool | None = None  # ordered by the log: whether the last claim was ours; None: none is known
+        self._turn_at: float | None = None  # when another may claim, if the group stands still until then
         self._passed_over_at = 0.0
+        self._freed = 0  # how often nobody had a lease of a group ordered by the log
         self._is_claiming = False
         self._is_passing_over = False
 
@@ -108,7 +122,7 @@ class Consumer:
                 filling.cancel()
                 await asyncio.wait([filling], timeout=CLOSE_GRACE)
         for delivery in [*self._ready, *(each for behind in self._behind.values() for each in behind), *self._out]:
-            self._settler.settle(delivery, Release())
+            self._settler.settle(delivery, delivery.given_back)
         self._ready.clear()
         self._behind.clear()
         self._out.clear()
@@ -124,6 +138,16 @@ class Consumer:
     def has_work(self) -> bool:
         """True if there is something to take, as far as this node knows."""
         return self._ending is None and (bool(self._ready) or self._can_claim)
+
+    @property
+    def is_live(self) -> bool:
+        """True while it reads what is published now, False while it catches up with the log."""
+        return self._subscription is not None and self._subscription.is_live
+
+    @property
+    def is_claiming(self) -> bool:
+        """True while it takes hold of events that somebody waits for."""
+        return self._filling is not None
 
     async def take(
         self, limit: int | Callable[[], int], *, on_nothing: Callable[[], None] = lambda: None
@@ -169,7 +193,7 @@ class Consumer:
     def forget(self, delivery: Delivery, settled: Settled) -> None:
         """Its outcome was written in a transaction of somebody else's."""
         self._after(delivery, settled)
-        self._settler.forget(delivery)
+        self._settler.forget(delivery, settled)
 
     def give_back(self) -> None:
         """Give back what was claimed and not taken yet."""
@@ -192,8 +216,11 @@ class Consumer:
 
     async def _note(self, look: Look) -> None:
         clock = asyncio.get_running_loop().time
-        if look.retry_due is not None:
-            self._expect_retry(clock() + (look.retry_due - look.now) / 1_000_000)
+        due_at = None if look.retry_due is None else clock() + (look.retry_due - look.now) / 1_000_000
+        if due_at is not None:
+            self._expect_retry(due_at)
+        if look.lease_ends is None and look.group.ordered_by == "log":
+            self._note_free_turn(due_at)
         is_elsewhere = look.group.cursor != self.group.cursor and not self._is_claiming
         if is_elsewhere or look.group._replace(cursor=0, lost=0) != self.group._replace(cursor=0, lost=0):
             await self._look_again()
@@ -207,7 +234,8 @@ class Consumer:
 
     @property
     def _can_claim(self) -> bool:
-        return not self.group.is_paused and self._may_have_room() and (bool(self._buffer) or self._is_retry_due())
+        has_any = bool(self._buffer) or self._is_retry_due()
+        return not self.group.is_paused and self._may_have_room() and has_any and self._has_turn()
 
     @property
     def _reached(self) -> int:
@@ -224,6 +252,24 @@ class Consumer:
         if self._room_at is not None and self._room_at <= asyncio.get_running_loop().time():
             self._room_at = None
         return self._room_at is None
+
+    def _has_turn(self) -> bool:
+        if self.group.ordered_by != "log" or self._is_first is not False:
+            return True
+        now = asyncio.get_running_loop().time()
+        if self._turn_at is None:
+            self._turn_at = now + self.poll_interval
+        return self._turn_at <= now
+
+    def _note_free_turn(self, due_at: float | None) -> None:
+        """In a group ordered by the log nobody has a lease. What waits there to be tried again is anyone's when it is
+        due, also what another holds: if that one lives, it is held for longer by then.
+        """
+        self._freed += 1
+        self._room_at = None
+        if due_at is not None and not self._is_first:
+            self._turn_at = due_at
+        self._bell.ring()
 
     def _is_retry_due(self) -> bool:
         return self._retry_at is not None and self._retry_at <= asyncio.get_running_loop().time()
@@ -244,12 +290,19 @@ class Consumer:
             filling.exception()  # whoever still waits for it is told
 
     async def _hold(self, limit: int) -> None:
+        await self._give_way()
         if not await self._has_room(limit):
             return
         if self._is_retry_due():
-            await self._hold_retries(limit)
-        if not self._ready and self._buffer:
+            await self._hold_retries(limit)  # meanwhile `limit` may have changed: what is new is asked for anew
+        elif self._buffer:
             await self._claim_new(limit)
+        await self._give_way()  # handing out what it brought is work, too
+
+    async def _give_way(self) -> None:
+        """Let live events of the node pass, unless the group is live itself."""
+        if not self.is_live:
+            await self._courtesy.give_way()
 
     async def _has_room(self, limit: int) -> bool:
         """Look whether the group's limits leave any, or note when they may."""
@@ -261,9 +314,12 @@ class Consumer:
         return room.events > 0
 
     async def _hold_retries(self, limit: int) -> None:
+        began = asyncio.get_running_loop().time()
         self._retry_at = None
         next_in = await self._groups.next_retry(self.group)  # first: what becomes due in between is held
         held = await self._groups.hold_retries(self.group, limit=limit, owner=self._owner, lease=self._lease)
+        if held:
+            self._is_first, self._turn_at = True, None
         if held or not await self._has_room(limit):  # another may have taken the room since it was looked at
             self._retry_at = 0.0  # there may be more
         elif next_in is not None:
@@ -279,16 +335,18 @@ class Consumer:
                     is_retry=True,
                 )
                 for item in held
-            ]
+            ],
+            began,
         )
 
     async def _claim_new(self, limit: int) -> None:
         self._drop_up_to(self.group.cursor)  # another node has taken it
-        messages = [self._buffer[place] for place in range(min(limit, len(self._buffer)))]
+        messages = list(islice(self._buffer, limit))
         if not messages:
             return
         is_all = len(messages) == len(self._buffer)
         up_to = max(messages[-1].seq, self._reached) if is_all else messages[-1].seq
+        began, freed = asyncio.get_running_loop().time(), self._freed
         claim = await self._claim(messages, up_to)
         if claim is not None:
             held = set(claim.seqs)
@@ -298,20 +356,33 @@ class Consumer:
                     Delivery(message, group_id=self.group.id, token=claim.token)
                     for message in claimed
                     if message.seq in held
-                ]
+                ],
+                began,
             )
             if len(held) < len(claimed):
                 self._expect_retry(0.0)  # some wait for others of their keys
+            if not claimed and self.group.ordered_by == "log":  # another has the turn, or retries come first
+                if self._freed == freed:  # it was not rescued in this very moment
+                    self._room_at = asyncio.get_running_loop().time() + self.poll_interval
+                self._expect_retry(0.0)
 
     async def _claim(self, messages: Sequence[Message], up_to: int) -> Claim | None:
         self._is_claiming = True
+        if messages:
+            self._turn_at = None
         try:
             claim = await self._groups.claim(self.group, messages, up_to=up_to, owner=self._owner, lease=self._lease)
         finally:
             self._is_claiming = False
+        if messages:
+            self._is_first = bool(claim and claim.seqs)
+            if self._is_first:
+                self._turn_at = None
         if claim is None:
+            self._meters.missed_claims += 1
             await self._look_again()
             return None
+        self._meters.claims += 1
         self.group = self.group._replace(cursor=claim.up_to)
         self._drop_up_to(claim.up_to)
         return claim
@@ -337,20 +408,26 @@ class Consumer:
             subscription.close()  # and read on from where the group is
         self._drop_up_to(self.group.cursor)
         self._room_at = None
+        if self.group.cursor != before.cursor:
+            self._turn_at = None  # another goes on
+            self._is_first = bool(self._is_first)
         self._bell.ring()
 
     def _drop_up_to(self, seq: int) -> None:
         """Forget what is not to be claimed any more; it may be less than when the claim began."""
         while self._buffer and self._buffer[0].seq <= seq:
             self._buffer.popleft()
+        if not self._buffer:
+            self._turn_at = None
         self._space.set()
 
-    def _receive(self, deliveries: Sequence[Delivery]) -> None:
+    def _receive(self, deliveries: Sequence[Delivery], since: float) -> None:
         for delivery in deliveries:
-            delivery.on_gone = partial(self._note_lost, delivery)
+            delivery.on_gone = self._note_lost
             delivery.archive = self.group.archive
-        self._settler.hold(deliveries)
-        if self.group.ordered_by is None:
+            delivery.queue = self.queue
+        self._settler.hold(deliveries, since=since)
+        if self.group.ordered_by != "key":
             self._ready.extend(deliveries)
             return
         for delivery in deliveries:
@@ -372,7 +449,7 @@ class Consumer:
             delivery.on_written = partial(self._note_written, 0)
         elif self.group.max_in_flight is not None:
             delivery.on_written = self._note_written
-        if self.group.ordered_by is None or delivery.message.key is None:
+        if self.group.ordered_by != "key" or delivery.message.key is None:
             return
         behind = self._behind.pop(delivery.message.key, None)
         if not behind:
@@ -390,13 +467,13 @@ class Consumer:
     def _note_lost(self, delivery: Delivery) -> None:
         """A delivery is another's now, and so is what was claimed with it."""
         self._out.discard(delivery)
-        if self.group.ordered_by is not None and delivery.message.key is not None:
+        if self.group.ordered_by == "key" and delivery.message.key is not None:
             for waiting in self._behind.pop(delivery.message.key, ()):
                 self._settler.settle(waiting, Release())
 
     def _note_written(self, retry_in: float | None = None) -> None:
         """An outcome was written now: there may be room, and that is when the delay of a retry has begun."""
-        if self._room_at is not None and self.group.max_in_flight is not None:
+        if self._room_at is not None and (self.group.max_in_flight is not None or self.group.ordered_by == "log"):
             self._room_at = None
             self._bell.ring()
         if retry_in is not None:
@@ -412,9 +489,9 @@ class Consumer:
         if self.group.is_paused:
             return None
         times = [] if self._retry_at is None else [self._retry_at]
-        if self._room_at is not None:
+        if barriers := [at for at in (self._room_at, self._turn_at) if at is not None]:
             # Until then nothing is taken whatever is due.
-            times = [self._room_at] if self._buffer else [max(self._room_at, time) for time in times]
+            times = [max(barriers)] if self._buffer else [max(*barriers, time) for time in times]
         return max(0.0, min(times) - asyncio.get_running_loop().time()) if times else None
 
     # --- reading ---
@@ -444,6 +521,7 @@ class Consumer:
     async def _read(self, subscription: Subscription) -> None:
         """Read ahead, until a gap turns out to begin behind where the group is: then from there again."""
         while True:
+            await self._give_way()
             for item in await subscription.take(BUFFER):
                 if isinstance(item, Batch):
                     self._buffer.extend(message for message in item.messages if message.seq > self.group.cursor)

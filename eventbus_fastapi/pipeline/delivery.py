@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.outcome import Outcome
 from eventbus_fastapi.settings import ArchiveMode
+
+if TYPE_CHECKING:
+    from eventbus_fastapi.telemetry.spans import Delivering
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Release:
 
 Settled = Outcome | Release
 """How a delivery ends."""
+RELEASE = Release()
 
 
 class Delivery:
@@ -31,6 +35,7 @@ class Delivery:
         "attempt",
         "duration",
         "errors",
+        "given_back",
         "group_id",
         "is_lost",
         "is_retry",
@@ -39,6 +44,8 @@ class Delivery:
         "on_gone",
         "on_lost",
         "on_written",
+        "queue",
+        "span",
         "token",
     )
 
@@ -64,14 +71,21 @@ class Delivery:
         """True if it has a row of its own in the store, False if it is part of a range."""
         self.archive: ArchiveMode = "none"
         """Which endings its group keeps; the consumer sets it."""
+        self.queue = ""
+        """The queue that serves its group here; empty: none. The consumer sets it."""
+        self.span: Delivering | None = None
+        """What follows it in the trace of its event, while a client has it; None: nobody looks."""
         self.duration: int | None = None
         """How long the attempt took, microseconds; None: it was not begun, or has not ended."""
         self._began_at: float | None = None
+        self.given_back: Settled = RELEASE
+        """How it ends where nobody settles it, because the node stops or cannot renew its lease."""
         self.is_settled = False
         self.is_lost = False
         """True once the lease is another's: what is done now is done twice."""
-        self.on_gone: Callable[[], object] | None = None
-        """Called when it is lost, for the consumer that has claimed it."""
+        self.on_gone: Callable[[Delivery], object] | None = None
+        """Called with it when it is lost, for the consumer that has claimed it. One function for all: if each delivery
+        had its own, it would be a cycle, which only the garbage collector removes."""
         self.on_lost: Callable[[], object] | None = None
         """Called when it is lost, for whoever handles it."""
         self.on_written: Callable[[], object] | None = None

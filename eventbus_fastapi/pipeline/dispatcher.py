@@ -1,14 +1,15 @@
 """The dispatcher: reads what is new in the log once per node and gives it to the channels that match.
 
 It holds no connection while it works, sends nothing, and waits for no reader. What its own node has just appended it
-takes over without reading, if that is what comes next. While nobody reads live it does not read
-either. `position` says how far it is; a subscription that has read history that far may join (see `subscription`).
+takes over without reading, if that is what comes next; so it does with what is given to it (`feed_to`), and then it
+reads only what was there before. While nobody reads live it does not read either. `position` says how far it is; a
+subscription that has read history that far may join (see `subscription`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.pipeline.bell import Bell
@@ -32,6 +33,9 @@ class Dispatcher:
         self._store = store
         self._page_size = page_size
         self._head = 0
+        self._fed_to: int | None = None
+        self.on_read: Callable[[], None] | None = None
+        """Called after each page, when `position` has moved."""
         self._channels: dict[tuple[str, ...], Channel] = {}
         self._index: PatternIndex[Channel] = PatternIndex()
         self._by_topic: dict[str, tuple[Channel, ...]] = {}
@@ -46,16 +50,33 @@ class Dispatcher:
         """The log has reached `last_seq`; wake up if that is news."""
         if last_seq > self._head:
             self._head = last_seq
-            if self._channels:
+            if self._channels and self._fed_to is None:
                 self.bell.ring()
+
+    def feed_to(self, last_seq: int | None) -> None:
+        """Read up to this seq, no further: what follows is given to it. None: read all, as nobody gives it anything."""
+        self._fed_to = last_seq
+        self.tell(last_seq or 0)
+        if self._channels and self.is_behind:
+            self.bell.ring()
+
+    @property
+    def has_readers(self) -> bool:
+        """True if somebody reads live."""
+        return bool(self._channels)
+
+    @property
+    def is_behind(self) -> bool:
+        """True if there is something to read for it, as far as it knows."""
+        return self.position < (self._head if self._fed_to is None else self._fed_to)
 
     async def run_once(self) -> float | None:
         """Read and dispatch one page."""
-        if not self._channels:
+        if not self._channels or (self._fed_to is not None and not self.is_behind):
             return None
         after, head = self.position, self._head
         scan = await self._store.read(after, self._page_size)
-        if scan.first != after + 1 and after + 1 < (await self._store.head()).first_seq:
+        if scan.first != after + 1 and await self._is_gone(after + 1):
             self._end_all()  # retention was faster; each reader finds out in the log what it missed
             return None
         if after != self.position or not self._channels:
@@ -64,21 +85,31 @@ class Dispatcher:
         self.position = max(scan.scanned_to, head) if scan.is_last else scan.scanned_to
         self._head = max(self._head, self.position)
         self.dispatch(scan.messages)
+        if self.on_read is not None:
+            self.on_read()
         # One turn of the loop for the readers between two pages.
         await asyncio.sleep(0)
         return None if scan.is_last else 0
+
+    async def _is_gone(self, seq: int) -> bool:
+        """Say whether retention removed it. Who reads on in the log then must not join again before the log's end."""
+        head = await self._store.head()
+        self._head = max(self._head, head.last_seq)
+        return seq < head.first_seq
 
     def may_accept(self, position: int) -> bool:
         """True if everything up to this seq was dispatched, and nothing after it."""
         return bool(self._channels) and self.position == position
 
-    def accept(self, messages: Sequence[Message]) -> None:
-        """Take events that this node has just appended, as if read from the log right after `position`.
+    def accept(self, messages: Sequence[Message], last_seq: int | None = None) -> None:
+        """Take events, as if read from the log right after `position`, which then is their last seq or a later one.
 
         A page that is being read meanwhile begins at an older position and is thrown away.
         """
-        self.position = self._head = messages[-1].seq
-        self.dispatch(messages)
+        self.position = messages[-1].seq if last_seq is None else last_seq
+        self._head = max(self._head, self.position)
+        if messages:
+            self.dispatch(messages)
 
     def dispatch(self, messages: Sequence[Message]) -> None:
         """Give events to the channels that match."""
@@ -112,7 +143,7 @@ class Dispatcher:
         elif position < channel.covered_from:
             return None
         channel.readers.add(reader)
-        if self._head > self.position:
+        if self.is_behind:
             self.bell.ring()
         return channel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ MAX_MESSAGE = 1_000
 MAX_TRACEBACK = 4_000
 """Longest traceback, characters; the beginning is cut off, as the fault is at the end."""
 
+_PLACE = re.compile(r'^ *File "([^"\n]*)", line (\d+), in (.*)$', re.MULTILINE)
 _MAX_FRAMES = 50
 """Most frames of one exception: an endless recursion has a thousand."""
 _MACHINERY = {
@@ -50,6 +52,17 @@ class ErrorRecord:
         kind = type(exc)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         return cls(name, message_of(exc), _traceback(exc), time=time, node=node, attempt=attempt)
+
+    @property
+    def where(self) -> str:
+        """The place that it comes from, such as `shop/users.py:41 in send_welcome`; empty where there is none."""
+        places = _PLACE.findall(self.traceback)
+        return "{}:{} in {}".format(*places[-1]) if places else ""
+
+    @property
+    def summary(self) -> str:
+        """Type and place, for a log: the message is the program's own, and may hold what is not for a log."""
+        return f"{self.type} at {self.where}" if self.where else self.type
 
     def with_note(self, note: str) -> Self:
         """Return the record with a note at the end of its message."""

@@ -17,11 +17,12 @@ from typing import Any, Literal, TypedDict, TypeVar
 from eventbus_fastapi.backoff import Backoff, Duration, Sequence, seconds
 from eventbus_fastapi.errors import InvalidEvent, InvalidGroup, InvalidHandler, quote
 from eventbus_fastapi.events import Event
+from eventbus_fastapi.names import MAX_NAME, is_name
 from eventbus_fastapi.pipeline.outcome import DEFAULT_BACKOFF
 from eventbus_fastapi.pipeline.patterns import pattern_of
 from eventbus_fastapi.pipeline.signature import name_of
 from eventbus_fastapi.pipeline.target import Factory, Target, make_target
-from eventbus_fastapi.store.group_name import MAX_NAME, check_group_name
+from eventbus_fastapi.store.group_name import check_group_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +55,8 @@ class Handler:
     """Events that all nodes together handle at the same time; None: as many as their workers."""
     rate_limit: str | None = None
     """The name of the limit that its attempts share with those of others."""
+    events: tuple[type[Event], ...] = ()
+    """The `Event` classes among what it handles."""
 
     @property
     def is_transactional(self) -> bool:
@@ -147,6 +150,7 @@ class HandlerGroup:
         if not patterns:
             raise InvalidEvent("give at least one pattern or Event class to handle")
         handled = tuple(dict.fromkeys(map(pattern_of, patterns)))
+        events = tuple(dict.fromkeys(each for each in patterns if isinstance(each, type)))
 
         def register(handler: F) -> F:
             name = _name(handler, group)
@@ -163,6 +167,7 @@ class HandlerGroup:
                     target=make_target(name, handler, factory),
                     max_in_flight=_max_in_flight(name, max_in_flight),
                     rate_limit=None if rate_limit is None else _checked_name(name, "rate_limit", rate_limit),
+                    events=events,
                 )
             )
             return handler
@@ -235,7 +240,7 @@ def _package_of(handler: Callable[..., Any]) -> str:
 
 
 def _checked_name(handler: object, what: str, name: object) -> str:
-    if not isinstance(name, str) or not name or not name.isprintable() or " " in name or len(name.encode()) > MAX_NAME:
+    if not isinstance(name, str) or not is_name(name):
         expected = f"{what} must be a text of 1 to {MAX_NAME} bytes without spaces and control characters"
         raise InvalidHandler(str(handler), f"{expected}, got {quote(name)}")
     return name

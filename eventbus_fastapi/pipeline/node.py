@@ -4,6 +4,8 @@
                                 │
                                 ▼
                  notifier ─▶ dispatcher ──▶ channels ──▶ subscriptions
+                                ▲
+                             fanout, where there is a stream
 
 It owns the tasks and the order of start and stop; it decides nothing about an event. Servers and the `EventBus` talk to
 a node only.
@@ -28,8 +30,11 @@ from eventbus_fastapi.pipeline.channel import Gap
 from eventbus_fastapi.pipeline.consumer import POLL_INTERVAL, Consumer
 from eventbus_fastapi.pipeline.consumers import Consumers
 from eventbus_fastapi.pipeline.dispatcher import Dispatcher
+from eventbus_fastapi.pipeline.fanout import Fanout, Stream
+from eventbus_fastapi.pipeline.log_view import LogView
 from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.pipeline.notifier import Notifier
+from eventbus_fastapi.pipeline.observer import Observer
 from eventbus_fastapi.pipeline.publisher import Publisher
 from eventbus_fastapi.pipeline.queue_steward import QueueSteward
 from eventbus_fastapi.pipeline.recurrer import Recurrer
@@ -45,12 +50,16 @@ from eventbus_fastapi.settings import ArchiveMode, Overflow, Settings
 from eventbus_fastapi.store import Ack, Appended, Head, StoredEvent, open_store
 from eventbus_fastapi.store.group import OrderedBy
 from eventbus_fastapi.store.recurring import Declaration
+from eventbus_fastapi.telemetry.meters import Meters
+from eventbus_fastapi.telemetry.tracing import Tracing
 from eventbus_fastapi.topics import check_pattern
 
 logger = logging.getLogger(__name__)
 
 READS = 2
 """Reads of history that a node does at the same time; others wait their turn without a connection."""
+GROUP_PAGE = 250
+"""Events of the log's past that a group reads at once: a thousand would hold the event loop up for milliseconds."""
 SCAN_PAGES = 10
 """Pages of the log that one request for history looks through at most before it answers with what it has."""
 HISTORY_BYTES = 1_048_576
@@ -73,33 +82,69 @@ class HistoryPage(NamedTuple):
 class Node:
     """See the module's docstring. It may be started again after a stop."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: AsyncEngine | None = None,
+        *,
+        tracing: Tracing | None = None,
+        stream: Stream | None = None,
+    ) -> None:
         self.settings = settings
+        self._stream = stream
+        self.meters = Meters(settings.metrics_topics)
+        """What its stages have counted, over all starts."""
+        self.tracing = tracing or Tracing(is_wanted=settings.tracing)
+        """What follows its events through the program and beyond."""
         self.store = open_store(settings, engine)
         self._declared: dict[str, Declaration] = {}  # recurring events, over all starts
         self._running: dict[service.Stage, asyncio.Task[None]] = {}
         self._is_running = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Where it runs, or has run last."""
         self._starting: asyncio.Task[None] | None = None
         self._starters = 0  # who waits for it
         self._stopping: asyncio.Task[None] | None = None
         self._build()
 
     def _build(self) -> None:
-        settings, store = self.settings, self.store
+        settings, store, meters = self.settings, self.store, self.meters
         self.dispatcher = Dispatcher(store, page_size=settings.page_size, tail_bytes=settings.tail_bytes)
-        self.publisher = Publisher(store, self._on_append)
-        self.unique_publisher = UniquePublisher(store, self._tell)
-        self.sequencer = Sequencer(store, self.dispatcher.tell, poll_interval=settings.poll_interval)
+        self.publisher = Publisher(store, self._on_append, meters=meters)
+        self.unique_publisher = UniquePublisher(store, self._on_own, meters=meters)
+        self.sequencer = Sequencer(
+            store, self._on_look, poll_interval=settings.poll_interval, is_told=self._has_fanout, meters=meters
+        )
+        self._sequenced = store.sequenced
+        self.fanout: Fanout | None = None
+        """None: the nodes have no stream."""
+        if self._stream is not None:
+            self.fanout = Fanout(
+                store,
+                self.dispatcher,
+                self._stream,
+                page_size=settings.page_size,
+                meters=meters,
+                on_append=self.sequencer.hear,
+            )
         self.acknowledger = Acknowledger(store)
         self.retention = Retention(store, settings)
         self.notifier = Notifier(store, tell=self._tell, look=self.sequencer.bell.ring)
-        self.consumers = Consumers(store.groups, open_subscription=self._open_for_group, lease=settings.lease)
+        self.consumers = Consumers(
+            store.groups,
+            open_subscription=self._open_for_group,
+            lease=settings.lease,
+            is_live_under_way=self.is_live_under_way,
+            meters=meters,
+        )
         self.steward = Steward(store, require=self._require_running)
+        self.log_view = LogView(store, require=self._require_running)
         self.queues = QueueSteward(store, require=self._require_running)
         self.recurrer = Recurrer(store, self._declared, ring=self.sequencer.expect)
         self.recurring = Recurring(
             store, settings, self._declared, require=self._require_running, tell=self._on_recurring
         )
+        self.observer = Observer(store)
         self._reads = asyncio.Semaphore(READS)
         self._subscriptions: set[Subscription] = set()
 
@@ -162,10 +207,13 @@ class Node:
         ]
         if self.store.has_listener:
             stages.append(self.notifier)
-        self._running = {stage: service.start(stage) for stage in stages}
+        if self.fanout is not None:
+            stages.append(self.fanout)
+        self._running = {stage: service.start(stage, self.meters.failures) for stage in stages}
         self.publisher.open()
         self.unique_publisher.open()
         self._is_running = True
+        self.loop = asyncio.get_running_loop()
         logger.info("started on %s", self.store.engine.dialect.name)
 
     async def stop(self) -> None:
@@ -195,9 +243,22 @@ class Node:
             self._running[self.notifier].cancel()  # its work is to wait
         await service.end(self._running)
         self._running = {}
+        if self.fanout is not None:
+            await self.fanout.close()
+        await self.observer.stop()
         self.acknowledger.fail_waiting(NotRunning("the bus stopped before the ack was stored"))
         await self.store.stop()
         logger.info("stopped")
+
+    def run(self, stage: service.Stage) -> asyncio.Task[None]:
+        """Run a stage of somebody else's beside the node's own, until it ends or the node stops.
+
+        Raises:
+            NotRunning: the node is not started.
+        """
+        self._require_running()
+        task = self._running[stage] = service.start(stage, self.meters.failures)
+        return task
 
     async def problems(self) -> list[str]:
         """Return why the node is not ready; empty when the database answers, the schema is current and LISTEN is
@@ -214,6 +275,13 @@ class Node:
             found.append("the listening connection is lost; new events are found by polling")
         return found
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is not as it should be, though the node is ready and loses nothing."""
+        if self.fanout is None or self.fanout.is_alive:
+            return []
+        return ["fan-out is away; live events are read from the database"]
+
     # --- publishing ---
 
     def submit(self, drafts: Sequence[Draft]) -> asyncio.Future[list[Receipt]]:
@@ -228,6 +296,16 @@ class Node:
             return self.unique_publisher.submit(drafts)
         return self.publisher.submit(drafts)
 
+    async def publish(self, drafts: Sequence[Draft], *, name: str = "", is_live: bool = False) -> list[Receipt]:
+        """Publish for a caller who waits, within the caller's trace: `submit`, or `publish_live` of each.
+
+        `name` is the topic where it is one of few; the trace is named after it.
+        """
+        if (spans := self.tracing.spans()) is not None:
+            with spans.publishing(drafts, name) as traced:
+                return [self.publish_live(each) for each in traced] if is_live else await self.submit(traced)
+        return [self.publish_live(draft) for draft in drafts] if is_live else await self.submit(drafts)
+
     def publish_live(self, draft: Draft) -> Receipt:
         """Give an event to the live subscriptions of this node only, without storing it: it has no seq, no other node
         sees it, and whoever is not connected and live now never will.
@@ -240,6 +318,7 @@ class Node:
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         message = Message(0, *draft[:6], now)
         self.dispatcher.dispatch([message])
+        self.meters.note_published("live", (draft,))
         return Receipt(draft.message_id, None)
 
     # --- reading ---
@@ -252,6 +331,7 @@ class Node:
         include_processed: bool = False,
         overflow: Overflow | None = None,
         buffer: int | None = None,
+        page_size: int | None = None,
         processed_before: int | None = None,
         epoch: UUID | None = None,
         on_gap: Callable[[Gap], None] | None = None,
@@ -300,7 +380,7 @@ class Node:
             policy=Policy(
                 overflow or self.settings.overflow,
                 min(buffer or self.settings.buffer, self.settings.buffer),
-                self.settings.page_size,
+                min(page_size or self.settings.page_size, self.settings.page_size),
             ),
             head=head.last_seq,
             processed_before=processed_before,
@@ -308,9 +388,15 @@ class Node:
             gaps=gaps,
             on_gap=on_gap,
             on_end=self._subscriptions.discard,
+            meters=self.meters,
         )
         self._subscriptions.add(subscription)
         return subscription
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """Those that are open on this node, in no order."""
+        return tuple(self._subscriptions)
 
     async def head(self) -> Head:
         """Return the state of the log."""
@@ -325,6 +411,11 @@ class Node:
         """
         self._require_running()
         return await self.store.get(seq)
+
+    async def find(self, message_ids: Sequence[UUID]) -> dict[UUID, int | None]:
+        """Return the seqs of those of these events that are stored; None: it has none yet."""
+        self._require_running()
+        return await self.store.find(message_ids)
 
     async def history(self, patterns: Sequence[str], after: int, limit: int) -> HistoryPage:
         """Return up to `limit` events after a seq that match any pattern, oldest first.
@@ -370,11 +461,13 @@ class Node:
         archive: ArchiveMode = "none",
         is_declared: bool = False,
         poll_interval: float = POLL_INTERVAL,
+        queue: str = "",
     ) -> Consumer:
         """Serve a group on this node, for one more who takes from it; `consumers.close` ends that.
 
         A group that is not there is made, and reads from `start`; one that is keeps its place, and takes over the rest
-        as given here if `is_declared`. What no bell tells of is looked for every `poll_interval` seconds.
+        as given here if `is_declared`. What no bell tells of is looked for every `poll_interval` seconds. `queue` is
+        what its outcomes are counted under.
 
         Raises:
             InvalidPattern: a pattern does not follow the grammar.
@@ -395,10 +488,20 @@ class Node:
             is_declared=is_declared,
         )
         self._require_running()
-        return self.consumers.open(group, poll_interval=poll_interval)
+        return self.consumers.open(group, poll_interval=poll_interval, queue=queue)
 
     async def _open_for_group(self, patterns: Sequence[str], after: int) -> Subscription:
-        return await self.subscribe(patterns, after, include_processed=True, overflow="catch_up")
+        return await self.subscribe(patterns, after, include_processed=True, overflow="catch_up", page_size=GROUP_PAGE)
+
+    def is_live_under_way(self) -> bool:
+        """Whether an event is on its way to somebody who reads live: published, dispatched or claimed just now."""
+        if not self.dispatcher.has_readers:
+            return False
+        return (
+            self.publisher.is_busy
+            or self.dispatcher.is_behind
+            or any(consumer.is_live and consumer.is_claiming for consumer in self.consumers)
+        )
 
     # --- acknowledging ---
 
@@ -418,16 +521,44 @@ class Node:
 
     # --- parts ---
 
-    def _on_append(self, appended: Appended) -> None:
+    async def _on_append(self, appended: Appended) -> None:
         """This node has appended. What nobody came before need not be read again."""
-        if appended.created_at is not None and self.dispatcher.may_accept(appended.last_seq - len(appended.drafts)):
-            self.dispatcher.accept(appended.messages())
-        self._tell(appended.last_seq)
+        if appended.created_at is None:
+            self._on_own(appended.last_seq)
+            return
+        may_accept = self.dispatcher.may_accept(appended.last_seq - len(appended.drafts))
+        if may_accept or self.fanout is not None:
+            messages = appended.messages()
+            if may_accept:
+                self.dispatcher.accept(messages)
+            if self.fanout is not None:
+                await self.fanout.append(messages)
+        self._tell(appended.last_seq, is_own=self._has_sequenced())
 
-    def _tell(self, last_seq: int) -> None:
+    def _on_own(self, last_seq: int) -> None:
+        """This node has appended, and what that was must be read."""
+        self._tell(last_seq, is_own=True)
+
+    def _on_look(self, last_seq: int) -> None:
+        """The sequencer has looked, and perhaps moved something."""
+        self.dispatcher.tell(last_seq)
+        if self.fanout is not None:
+            self.fanout.tell(last_seq, is_own=self._has_sequenced())
+
+    def _has_fanout(self) -> bool:
+        return self.fanout is not None and self.fanout.is_alive
+
+    def _has_sequenced(self) -> bool:
+        """Say whether this node has moved something from the outbox since it was asked last."""
+        before, self._sequenced = self._sequenced, self.store.sequenced
+        return before != self._sequenced
+
+    def _tell(self, last_seq: int, *, is_own: bool = False) -> None:
         """The log has grown."""
         self.sequencer.hear(last_seq)
         self.dispatcher.tell(last_seq)
+        if self.fanout is not None:
+            self.fanout.tell(last_seq, is_own=is_own)
 
     def _on_recurring(self) -> None:
         """Something was said about recurring events, or published of one."""

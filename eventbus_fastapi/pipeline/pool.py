@@ -29,6 +29,7 @@ from eventbus_fastapi.pipeline.handlers import Handler
 from eventbus_fastapi.pipeline.queue import Queue
 from eventbus_fastapi.store.queues import Control
 from eventbus_fastapi.store.roster import Serving
+from eventbus_fastapi.telemetry.meters import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,11 @@ Job = tuple[int, int, _Served, Delivery]
 class Pool:
     """See the module's docstring. It takes nothing until `serve`."""
 
-    def __init__(self, worker: Handling, queue: Queue, handlers: Sequence[Handler]) -> None:
+    def __init__(
+        self, worker: Handling, queue: Queue, handlers: Sequence[Handler], *, meters: Meters | None = None
+    ) -> None:
         self.name = queue.name
+        self._meters = meters or Meters()
         self._worker = worker
         self._queue = queue
         self._handlers = handlers
@@ -220,6 +224,7 @@ class Pool:
             for delivery in deliveries:
                 self._jobs.put_nowait((-served.handler.priority, next(self._number), served, delivery))
             served.queued += len(deliveries)
+            self._meters.delivered["worker"] += len(deliveries)
             self._room.set()  # those of a lower priority may have waited for us
 
     async def _serve_anew(self, served: _Served) -> _Served:

@@ -8,14 +8,16 @@ when the database refuses a batch, its parts are tried one by one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
 from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.store import Appended, Store
+from eventbus_fastapi.telemetry.meters import Meters
 
 MOST_EVENTS = 1_000
 MOST_BYTES = 4_194_304
@@ -29,14 +31,17 @@ class Unit(NamedTuple):
 
 
 class Publisher:
-    """See the module's docstring. `on_append` is called after every commit."""
+    """See the module's docstring. `on_append` is called after every commit, and the next waits for its end."""
 
     name = "publisher"
 
-    def __init__(self, store: Store, on_append: Callable[[Appended], None]) -> None:
+    def __init__(
+        self, store: Store, on_append: Callable[[Appended], Awaitable[None]], *, meters: Meters | None = None
+    ) -> None:
         self.bell = Bell()
         self._store = store
         self._on_append = on_append
+        self._meters = meters or Meters()
         self._waiting: deque[Unit] = deque()
         self._is_open = False
         self._idle = asyncio.Event()
@@ -44,6 +49,16 @@ class Publisher:
 
     def open(self) -> None:
         self._is_open = True
+
+    @property
+    def waiting(self) -> int:
+        """Events that no commit has taken yet."""
+        return sum(len(unit.drafts) for unit in self._waiting)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a commit."""
+        return not self._idle.is_set()
 
     def submit(self, drafts: Sequence[Draft]) -> asyncio.Future[list[Receipt]]:
         """Take drafts to be stored, all or none; return a future of their receipts.
@@ -101,13 +116,16 @@ class Publisher:
 
     async def _commit(self, batch: list[Unit]) -> None:
         drafts = [draft for unit in batch for draft in unit.drafts]
+        began = time.perf_counter()
         try:
             appended = await self._store.append(drafts)
         except StoreUnavailable as exc:
+            self._meters.publish_failures += len(drafts)
             for unit in batch:
                 _fail(unit, exc)
         except EventBusError as exc:
             if len(batch) == 1:
+                self._meters.publish_failures += len(drafts)
                 _fail(batch[0], exc)
                 return
             for unit in batch:
@@ -123,7 +141,9 @@ class Publisher:
                 if not unit.answer.done():
                     unit.answer.set_result(appended.receipts[start:end])
                 start = end
-            self._on_append(appended)
+            self._meters.commit.observe(time.perf_counter() - began)
+            self._meters.note_stored(appended.receipts, drafts, is_all_new=appended.created_at is not None)
+            await self._on_append(appended)
 
 
 def _fail(unit: Unit, error: EventBusError) -> None:

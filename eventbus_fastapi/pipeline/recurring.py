@@ -14,6 +14,7 @@ from eventbus_fastapi.codec import new_message_id
 from eventbus_fastapi.cron import Cron
 from eventbus_fastapi.errors import InvalidRecurring, quote
 from eventbus_fastapi.events import UNSET, Draft, Event, Receipt, make_draft
+from eventbus_fastapi.names import MAX_NAME, is_name
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.recurring import (
@@ -24,9 +25,6 @@ from eventbus_fastapi.store.recurring import (
     RecurringEvent,
     metadata_at,
 )
-
-MAX_NAME = 255
-"""Longest name, bytes."""
 
 
 class RecurringOptions(TypedDict, total=False):
@@ -250,8 +248,7 @@ def check_name(name: object) -> str:
     """
     if not isinstance(name, str):
         raise InvalidRecurring(f"the name of a recurring event must be str, got {type(name).__name__}")
-    is_visible = name.isprintable() and not set(name) & {" ", "/"} and name not in ("", ".", "..")
-    if not is_visible or len(name.encode()) > MAX_NAME:
+    if not is_name(name) or "/" in name or name in (".", ".."):
         expected = f"1 to {MAX_NAME} bytes without spaces, slashes and control characters"
         raise InvalidRecurring(f"the name of a recurring event must be {expected}, got {quote(name)}")
     return str.__str__(name)

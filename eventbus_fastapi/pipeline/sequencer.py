@@ -8,10 +8,12 @@ look also tells how far the log is, so it is the node's one poll for appends of 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from eventbus_fastapi.pipeline.bell import Bell
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.telemetry.meters import Meters
 
 SHORTEST_POLL = 0.002
 """Seconds until the second look after something happened; doubles with each look that finds nothing."""
@@ -26,10 +28,20 @@ class Sequencer:
 
     name = "sequencer"
 
-    def __init__(self, store: Store, on_append: Callable[[int], None], *, poll_interval: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        on_append: Callable[[int], None],
+        *,
+        poll_interval: float,
+        is_told: Callable[[], bool] = lambda: False,
+        meters: Meters | None = None,
+    ) -> None:
         self.bell = Bell()
+        self._meters = meters or Meters()
         self._store = store
         self._on_append = on_append
+        self._is_told = is_told  # of appends of others: that there was one is no reason to look for the next
         self._poll_interval = poll_interval
         self._delay = poll_interval
         self._last_seq = 0
@@ -56,7 +68,9 @@ class Sequencer:
         if seen.next_due is not None and seen.next_due <= seen.now:
             promoted = await self._store.promote()
         if seen.has_outbox or promoted:
+            began = time.perf_counter()
             moved, last_seq = await self._store.sequence()
+            self._meters.sequence.observe(time.perf_counter() - began)
             self.sequenced += moved
             self._rests_until = clock() + min(REST * (clock() - started), LONGEST_REST)
         has_grown = last_seq > self._last_seq
@@ -65,7 +79,7 @@ class Sequencer:
         if moved:
             self._delay = SHORTEST_POLL
             return 0
-        if has_grown:
+        if has_grown and not self._is_told():
             self._delay = SHORTEST_POLL
         delay, self._delay = self._delay, min(self._delay * 2, self._poll_interval)
         if seen.next_due is not None and not promoted:

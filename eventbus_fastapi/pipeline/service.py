@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
 from eventbus_fastapi.backoff import FullJitter
-from eventbus_fastapi.errors import StoreUnavailable
+from eventbus_fastapi.errors import NotForwarded, SchemaOutdated, StoreUnavailable
 from eventbus_fastapi.pipeline.bell import Bell
 
 logger = logging.getLogger(__name__)
@@ -32,24 +33,22 @@ class Stage(Protocol):
         """Do what there is to do; return the seconds until there may be more (0: at once, None: only the bell)."""
 
 
-async def run(stage: Stage) -> None:
-    """Run a stage until its bell is closed, or it is cancelled."""
+async def run(stage: Stage, failed: Counter[str] | None = None) -> None:
+    """Run a stage until its bell is closed, or it is cancelled. Failures are counted in `failed`, by its name."""
+    failed = Counter() if failed is None else failed
     pauses = FullJitter(base=0.05, cap=1.0)
     failures = 0
     while not stage.bell.is_closed:
         try:
             delay = await stage.run_once()
-        except StoreUnavailable as exc:
-            _end_if_cancelled(exc)
-            if failures == 0:
-                logger.warning("%s paused: %s", stage.name, exc)
-            failures += 1
-            await asyncio.sleep(pauses.delay(failures))
-            continue
         except Exception as exc:
             _end_if_cancelled(exc)
-            logger.exception("%s failed", stage.name)
+            if not isinstance(exc, StoreUnavailable | SchemaOutdated | NotForwarded):
+                logger.exception("%s failed", stage.name)
+            elif failures == 0:
+                logger.warning("%s paused: %s", stage.name, exc)
             failures += 1
+            failed[stage.name] += 1
             await asyncio.sleep(pauses.delay(failures))
             continue
         if failures:
@@ -68,10 +67,12 @@ def _end_if_cancelled(exc: Exception) -> None:
         raise asyncio.CancelledError from exc
 
 
-def start(stage: Stage) -> asyncio.Task[None]:
-    """Start a stage's loop as a task. It gets a context of its own: nothing of a request that caused the start."""
+def start(stage: Stage, failed: Counter[str] | None = None) -> asyncio.Task[None]:
+    """Start a stage's loop as a task; see `run`. It gets a context of its own: nothing of a request that caused the
+    start.
+    """
     return asyncio.get_running_loop().create_task(
-        run(stage), name=f"eventbus-{stage.name}", context=contextvars.Context()
+        run(stage, failed), name=f"eventbus-{stage.name}", context=contextvars.Context()
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 from uuid import UUID
@@ -22,6 +23,7 @@ from eventbus_fastapi.pipeline.ending import ending_of, with_error
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Retry, Snooze
 from eventbus_fastapi.store.group import Again, Death, Ending, HeldRetry, Settlement
 from eventbus_fastapi.store.groups import Groups
+from eventbus_fastapi.telemetry.meters import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,19 @@ TICK = 0.05
 """Seconds that the outcomes of a range wait for the others of it."""
 MOST = 2_000
 """Outcomes that one transaction writes."""
+
+
+OUTCOMES: dict[type[Settled], str] = {
+    Ack: "acked",
+    Retry: "retried",
+    Snooze: "snoozed",
+    Discard: "discarded",
+    Dead: "dead",
+    Release: "released",
+}
+"""What each outcome is called where they are counted and traced."""
+LOST = "lost"
+"""The same where it came after the lease had ended: the event is another's."""
 
 
 class Entry(NamedTuple):
@@ -44,8 +59,9 @@ class Settler:
 
     name = "settler"
 
-    def __init__(self, groups: Groups, *, lease: float, owner: str) -> None:
+    def __init__(self, groups: Groups, *, lease: float, owner: str, meters: Meters | None = None) -> None:
         self.bell = Bell()
+        self._meters = meters or Meters()
         self._groups = groups
         self._owner = owner
         self._lease = lease
@@ -61,10 +77,17 @@ class Settler:
         """Deliveries that are not settled, or whose outcome is not written yet."""
         return sum(map(len, self._held.values()))
 
-    def hold(self, deliveries: Iterable[Delivery]) -> None:
-        """Renew the leases of deliveries from now on."""
+    @property
+    def may_be_late(self) -> bool:
+        """Whether leases of what is held may have ended, as after a process was frozen; soon it is known."""
+        return bool(self._held) and asyncio.get_running_loop().time() >= self._ends_at
+
+    def hold(self, deliveries: Iterable[Delivery], *, since: float | None = None) -> None:
+        """Renew the leases of deliveries from now on. They have begun at `since` or later, in the loop's time; None:
+        now. To be on the safe side, that is before they were asked for: others take over as soon as they end.
+        """
         if not self._held:
-            self._note_renewed(asyncio.get_running_loop().time())
+            self._note_renewed(asyncio.get_running_loop().time() if since is None else since)
         for delivery in deliveries:
             self._held.setdefault(delivery.token, {})[delivery.message.seq] = delivery
         self.bell.ring()
@@ -96,9 +119,10 @@ class Settler:
         """
         return _settlement([Entry(delivery, settled, None)], () if not delivery.is_retry else None, self._owner)
 
-    def forget(self, delivery: Delivery) -> None:
+    def forget(self, delivery: Delivery, settled: Settled) -> None:
         """Somebody else has settled it, and committed that."""
         delivery.is_settled = True
+        self._count(delivery, settled)
         self._drop(delivery)
         if delivery.on_written is not None:
             delivery.on_written()
@@ -108,6 +132,8 @@ class Settler:
         if delivery.is_lost:
             return
         delivery.is_lost = True
+        if delivery.span is not None:
+            delivery.span.end(LOST)
         self._drop(delivery)
         self._tell_lost(delivery)
 
@@ -147,7 +173,7 @@ class Settler:
         """Have nobody go on with what is not settled: it may be another's by now."""
         deliveries = [each for held in self._held.values() for each in held.values() if not each.is_settled]
         for delivery in deliveries:
-            self._enter(Entry(delivery, Release(), None))
+            self._enter(Entry(delivery, delivery.given_back, None))
             delivery.is_lost = True
             self._tell_lost(delivery)
         if deliveries:
@@ -156,18 +182,23 @@ class Settler:
     def _enter(self, entry: Entry) -> None:
         delivery = entry.delivery
         delivery.is_settled = True
+        if delivery.span is not None:
+            delivery.span.end(OUTCOMES[type(entry.settled)])
         entries = self._entries.setdefault(delivery.token, {})
         entries[delivery.message.seq] = entry
         if self._tick_at is None:
             self._tick_at = asyncio.get_running_loop().time() + TICK
             self.bell.ring()
-        elif delivery.token in self._urgent or len(entries) == len(self._held.get(delivery.token, ())):
+        elif len(entries) == len(self._held.get(delivery.token, ())) or (
+            self._urgent and delivery.token in self._urgent
+        ):
             self.bell.ring()
 
     def _tell_lost(self, delivery: Delivery) -> None:
-        for call in (delivery.on_gone, delivery.on_lost):
-            if call is not None:
-                call()
+        if delivery.on_gone is not None:
+            delivery.on_gone(delivery)
+        if delivery.on_lost is not None:
+            delivery.on_lost()
 
     def _choose(self, *, is_tick: bool) -> list[Entry]:
         """Take the outcomes to write now: of tokens that are settled as a whole or awaited, at a tick of all."""
@@ -192,6 +223,7 @@ class Settler:
         by_token: dict[UUID, list[Entry]] = {}
         for entry in entries:
             by_token.setdefault(entry.delivery.token, []).append(entry)
+        began = time.perf_counter()
         try:
             stale = await self._groups.settle([self._settlement(each) for each in by_token.values()])
         except StoreUnavailable:
@@ -204,16 +236,25 @@ class Settler:
                 logger.exception("the store refused an outcome; its lease ends, and what it held is tried again")
                 self._give_up(next(iter(by_token)), entries, exc)
             return
+        self._meters.settle.observe(time.perf_counter() - began)
         for entry in entries:
             delivery = entry.delivery
             self._drop(delivery)
-            is_stale = (delivery.token, delivery.message.seq) in stale
+            is_stale = bool(stale) and (delivery.token, delivery.message.seq) in stale
             if is_stale:
                 delivery.is_lost = True
                 logger.info("an outcome came after the lease of seq %d had ended", delivery.message.seq)
             elif delivery.on_written is not None:
                 delivery.on_written()
+            self._count(delivery, None if is_stale else entry.settled)
             self._answer([entry], LeaseLost([delivery.message.seq]) if is_stale else None)
+
+    def _count(self, delivery: Delivery, settled: Settled | None) -> None:
+        """Count an outcome that is written; None: it came too late."""
+        outcome = LOST if settled is None else OUTCOMES[type(settled)]
+        self._meters.outcomes[delivery.queue, outcome] += 1
+        if delivery.duration is not None:
+            self._meters.note_attempt(delivery.queue, delivery.duration / 1_000_000)
 
     async def _write_one_by_one(self, parts: list[list[Entry]]) -> None:
         """Write the outcomes of each token alone: one that is refused fails none of the others."""

@@ -7,11 +7,10 @@ next claim fails, or within a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, get_args
 
-from eventbus_fastapi.errors import GroupNotFound, InvalidGroup, NotFound, quote
+from eventbus_fastapi.errors import GroupConflict, GroupNotFound, InvalidGroup, NotFound, quote
 from eventbus_fastapi.pipeline.start import Start, resolve_start
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.archive import ArchivedEvent, ArchiveEntry, ArchiveFilter
@@ -81,11 +80,9 @@ class Steward:
     async def groups(self) -> list[GroupStatus]:
         """Return all groups, by name."""
         self._require()
-        found = []
-        for group in await self._groups.all():
-            with suppress(GroupNotFound):  # deleted since
-                found.append(await self._status(group))
-        return found
+        groups = await self._groups.all()
+        figures = await self._groups.all_figures() if groups else {}
+        return [GroupStatus(group, figures[group.id]) for group in groups if group.id in figures]  # not deleted since
 
     async def group(self, name: str) -> GroupStatus:
         """Return a group and how it is doing."""
@@ -110,7 +107,8 @@ class Steward:
         limit, of which each attempt takes a permit.
 
         Raises:
-            InvalidGroup, InvalidPattern, InvalidEvent: something of it cannot be used, or no rate limit has this name.
+            InvalidGroup, InvalidPattern, InvalidEvent: something of it cannot be used.
+            GroupConflict: the log does not reach to `start`, or no rate limit has this name.
         """
         self._require()
         chosen = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
@@ -123,7 +121,7 @@ class Steward:
         if max_in_flight is not None and (type(max_in_flight) is not int or not 1 <= max_in_flight < 2**31):
             raise InvalidGroup(f"max_in_flight must be an int ≥ 1, or None, got {quote(max_in_flight)}")
         if rate_limit is not None and rate_limit not in {limit.name for limit in await self._groups.limits.all()}:
-            raise InvalidGroup(f"there is no rate limit {quote(rate_limit)}")
+            raise GroupConflict(f"there is no rate limit {quote(rate_limit)}")
         if archive not in get_args(ArchiveMode):
             raise InvalidGroup(f"archive must be one of {', '.join(get_args(ArchiveMode))}, got {quote(archive)}")
         group = await self._groups.ensure(
@@ -200,7 +198,7 @@ class Steward:
         """Return keys of a group ordered by key that wait for an event to be settled, those blocked longest first."""
         self._require()
         group = await self._groups.get(name)
-        if group.ordered_by is None:
+        if group.ordered_by != "key":
             return []
         return [BlockedKey(*row) for row in await self._groups.blocked_keys(group, limit)]
 
@@ -296,7 +294,7 @@ class Steward:
         head = await self._store.head()
         after = await resolve_start(self._store, start, head)
         if after > head.last_seq:
-            raise InvalidGroup(f"a group cannot read after seq {after}: the log ends at {head.last_seq}")
+            raise GroupConflict(f"a group cannot read after seq {after}: the log ends at {head.last_seq}")
         return after
 
     async def _status(self, group: Group) -> GroupStatus:

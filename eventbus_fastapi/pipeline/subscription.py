@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, Self, TypeVar, assert_never
 
 from eventbus_fastapi.backoff import FullJitter
@@ -25,6 +25,7 @@ from eventbus_fastapi.pipeline.channel import Batch, CaughtUp, Channel, Gap, Ite
 from eventbus_fastapi.pipeline.matcher import Matcher
 from eventbus_fastapi.settings import Overflow
 from eventbus_fastapi.store import Scan, Store
+from eventbus_fastapi.telemetry.meters import Meters
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -48,6 +49,34 @@ class Subscription:
     Use it as an async iterator of messages, or `take()` for batches. One task may read at a time.
     """
 
+    __slots__ = (
+        "_acknowledge",
+        "_channel",
+        "_closed",
+        "_items",
+        "_joined_at",
+        "_joins_at",
+        "_live",
+        "_matcher",
+        "_meters",
+        "_next",
+        "_on_end",
+        "_on_gap",
+        "_policy",
+        "_reads",
+        "_ready",
+        "_replays_to",
+        "_store",
+        "_taken",
+        "_waiter",
+        "after",
+        "on_close",
+        "on_ready",
+        "patterns",
+        "position",
+        "processed_before",
+    )
+
     def __init__(
         self,
         patterns: tuple[str, ...],
@@ -63,6 +92,7 @@ class Subscription:
         gaps: Sequence[Gap] = (),
         on_gap: Callable[[Gap], None] | None = None,
         on_end: Callable[[Subscription], None] | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self.patterns = patterns
         self.after = after
@@ -74,6 +104,8 @@ class Subscription:
         somebody has processed since; 0: it leaves nothing out."""
         self.on_close: Callable[[SubscriptionClosed], None] | None = None
         """Called when its policy ends it, whether or not somebody waits in `take`."""
+        self.on_ready: Callable[[], None] | None = None
+        """Called when there may be something to take, for who does not wait in `take`. It must not take at once."""
         self._store = store
         self._live = live
         self._reads = reads
@@ -82,16 +114,17 @@ class Subscription:
         self._policy = policy
         self._acknowledge = acknowledge
         self._on_gap = on_gap
+        self._meters = meters or Meters()
         self._on_end = on_end
-        self._items: deque[Item] = deque(gaps)
+        self._items: list[Item] = [*gaps]  # few; an empty deque takes more memory than all the rest
         self._channel: Channel | None = None
         self._next = 0  # number of the next batch of the channel
         self._taken = 0  # events of the channel before that batch
         self._joined_at = 0  # number of the first batch that came after it joined
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # of who waits for something to take
         self._closed: SubscriptionClosed | None = None
-        self._matcher = Matcher(patterns)
-        self._ready: deque[Message] = deque()
+        self._matcher: Matcher | None = None  # while it reads history
+        self._ready: Iterator[Message] = iter(())
         self._join()  # at once where it can: events that are not stored reach only who is live
 
     # --- batches ---
@@ -104,22 +137,62 @@ class Subscription:
             SlowConsumer: the overflow policy ended the subscription.
             SubscriptionClosed: it was closed.
         """
-        while True:
-            if self._closed is not None:
-                raise self._closed
-            if self._items:
-                if items := self._without_expired(self._take_items(limit)):
-                    return items
-                continue
-            if self._channel is None:
-                await self._read_history()
-                continue
-            self._wake.clear()
+        while not (items := await self.take_some(limit)):
+            await self._wait()
+        return items
+
+    async def take_some(self, limit: int | None = None) -> list[Item]:
+        """Do as `take`, but wait for nothing except for the log: what is returned may be empty."""
+        if self._channel is None and not self._items and self._closed is None:
+            await self._read_history()
+        return self.take_ready(limit)
+
+    def take_ready(self, limit: int | None = None) -> list[Item]:
+        """Do as `take`, but wait for nothing at all, and do not read the log."""
+        if not self._items and self._channel is not None:
             self._apply_policy(self._channel)
             if self._channel is not None:
                 self._collect(self._channel)
-                if not self._items:
-                    await self._wake.wait()
+        if self._closed is not None:
+            raise self._closed
+        return self._without_expired(self._take_items(limit)) if self._items else []
+
+    def take_next(self, limit: int | None = None) -> Batch | None:
+        """Take the next batch of live events if that is all there is to take and this reader gets all of it, as any
+        other does. None: nothing was taken, ask `take_ready`.
+        """
+        channel = self._channel
+        if channel is None or self._items or self._next + 1 != channel.end or not channel.batches:
+            return None
+        batch = channel.batches[-1]
+        messages = batch.messages
+        if batch.expires or messages[0].seq <= self.position or (limit is not None and len(messages) > limit):
+            return None
+        self._next += 1
+        self._taken = channel.events
+        self.position = batch.last_seq
+        return batch
+
+    @property
+    def has_more(self) -> bool:
+        """False while it is live and nothing has come since the last `take`; an end counts as something."""
+        return self._channel is None or bool(self._items) or self._next < self._channel.end
+
+    async def _wait(self) -> None:
+        """Wait until there may be something to take."""
+        if self.has_more:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _rouse(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.on_ready is not None:
+            self.on_ready()
 
     def close(self) -> None:
         """End the subscription; whoever waits in `take` gets SubscriptionClosed."""
@@ -150,12 +223,11 @@ class Subscription:
     async def __anext__(self) -> Message:
         """Return the next message; end after `close`. Raises as `next_messages`."""
         while True:
-            while self._ready:
-                message = self._ready.popleft()
+            for message in self._ready:
                 if message.expires_at is None or not self._has_expired(message):
                     return message
             try:
-                self._ready.extend(await self.next_messages())
+                self._ready = iter(await self.next_messages())
             except SlowConsumer:
                 raise
             except SubscriptionClosed:
@@ -177,14 +249,15 @@ class Subscription:
                 if isinstance(item, Batch):
                     messages.extend(item.messages)
                 elif isinstance(item, Gap) and messages:
-                    self._items.extendleft(reversed((item, *items)))  # first what came before the gap
+                    self._items[:0] = (item, *items)  # first what came before the gap
                     break
                 elif isinstance(item, Gap):
-                    self._items.extendleft(reversed(items))  # kept, whatever is raised now
+                    self._items[:0] = items  # kept, whatever is raised now
                     if self._on_gap is None:
                         raise LogGap(item.first_seq, item.last_seq, item.reason)
                     self._on_gap(item)
                     break
+        self._meters.delivered["local"] += len(messages)
         for message in messages:
             message._acknowledge = self._acknowledge
         return messages
@@ -201,7 +274,7 @@ class Subscription:
         """A batch came: wake the reader, or apply the overflow policy."""
         if self._channel is not None:
             self._apply_policy(self._channel)
-        self._wake.set()
+        self._rouse()
 
     def _apply_policy(self, channel: Channel) -> None:
         is_gone = self._next < channel.first
@@ -284,7 +357,7 @@ class Subscription:
             self._live.detach(self, self._channel)
             self._channel = None
             self._joins_at = self._live.head
-        self._wake.set()
+        self._rouse()
 
     # --- history ---
 
@@ -319,7 +392,8 @@ class Subscription:
         """Return a page after our position, what retention removed before it, and what is for this reader."""
         scan = await self._store.read(self.position, self._policy.page_size)
         gap = await self._find_gap(scan) if scan.first != self.position + 1 else None
-        messages = [message for message in scan.messages if self._matcher.matches(message.topic)]
+        matcher = self._matcher = self._matcher or Matcher(self.patterns)
+        messages = [message for message in scan.messages if matcher.matches(message.topic)]
         return scan, gap, await self._without_processed(messages)
 
     async def _find_gap(self, scan: Scan) -> Gap | None:
@@ -348,7 +422,8 @@ class Subscription:
         self._next = channel.find(self.position)
         self._taken = channel.before(self._next)
         self._joined_at = channel.end
-        self._matcher.forget()
+        self._matcher = None
+        self.patterns = channel.patterns  # the same, once for all
         self._items.append(CaughtUp(self.position))
         return True
 
@@ -380,15 +455,14 @@ class Subscription:
 
     def _take_items(self, limit: int | None) -> list[Item]:
         if limit is None:
-            items = list(self._items)
-            self._items.clear()
+            items, self._items = self._items, []
             return items
         items = []
         while self._items and limit > 0:
-            item = self._items.popleft()
+            item = self._items.pop(0)
             if isinstance(item, Batch):
                 if len(item.messages) > limit:
-                    self._items.appendleft(Batch(item.messages[limit:]))
+                    self._items.insert(0, Batch(item.messages[limit:]))
                     item = Batch(item.messages[:limit])
                 limit -= len(item.messages)
             items.append(item)

@@ -15,6 +15,7 @@ from functools import partial
 from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
 from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.telemetry.meters import Meters
 
 MOST_TRANSACTIONS = 2
 """At the same time: each has a connection while it waits, and others need some, too."""
@@ -23,9 +24,10 @@ MOST_TRANSACTIONS = 2
 class UniquePublisher:
     """See the module's docstring. `on_append` is called with the last seq after every commit."""
 
-    def __init__(self, store: Store, on_append: Callable[[int], None]) -> None:
+    def __init__(self, store: Store, on_append: Callable[[int], None], *, meters: Meters | None = None) -> None:
         self._store = store
         self._on_append = on_append
+        self._meters = meters or Meters()
         self._turn = asyncio.Semaphore(MOST_TRANSACTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}  # of those that publish the same, by fingerprint
@@ -83,6 +85,7 @@ class UniquePublisher:
                     return
                 receipts, last_seq = await self._store.unique.append(drafts)
         except EventBusError as exc:
+            self._meters.publish_failures += len(drafts)
             _fail(answer, exc)
         except BaseException as exc:
             _fail(answer, StoreUnavailable("the bus stopped before the event was known to be stored"))
@@ -92,6 +95,7 @@ class UniquePublisher:
             if not answer.done():
                 answer.set_result(receipts)
             self._on_append(last_seq)
+            self._meters.note_stored(receipts, drafts, is_all_new=False)
 
     async def _wait_for_turn(self, turn: AsyncExitStack, before: Collection[asyncio.Task[None]]) -> None:
         timeout = self._store.settings.statement_timeout

@@ -35,7 +35,9 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.outcome import Ack, Dead, Discard, Outcome, Retry, Snooze
 from eventbus_fastapi.pipeline.pool import Pool
 from eventbus_fastapi.pipeline.queue import Queue
+from eventbus_fastapi.pipeline.settler import LOST, OUTCOMES
 from eventbus_fastapi.store.limits import RateLimit
+from eventbus_fastapi.store.roster import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +76,10 @@ class Worker:
             by_queue.setdefault(handler.queue, []).append(handler)
         await self._declare(limits or {}, handlers)
         await self._executor.prepare(handler for served in by_queue.values() for handler in served)
-        self._pools = [Pool(self, queues(name), served) for name, served in by_queue.items()]
+        self._pools = [Pool(self, queues(name), served, meters=self._node.meters) for name, served in by_queue.items()]
         self._foreman = Foreman(self._node.store, self._node.consumers.owner, self._pools)
         await self._foreman.run_once()  # before anything is taken of a queue that is paused
-        self._running = {self._foreman: service.start(self._foreman)}
+        self._running = {self._foreman: service.start(self._foreman, self._node.meters.failures)}
         for pool in self._pools:
             await pool.serve()
 
@@ -97,6 +99,10 @@ class Worker:
                     raise InvalidHandler(
                         handler.group, f"there is no rate limit {name}; say eventbus.rate_limit({name}, …, per=…)"
                     ) from None
+
+    def serving(self) -> dict[str, Serving]:
+        """Tell how each queue is served now, by its name."""
+        return {pool.name: pool.serving() for pool in self._pools}
 
     def shutdown(self) -> None:
         """Take no more events, and give back those that have not begun."""
@@ -126,17 +132,34 @@ class Worker:
             archive=queue.archive,
             is_declared=True,
             poll_interval=queue.poll_interval,
+            queue=queue.name,
         )
 
     async def run(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> None:
         """Handle one delivery and settle it."""
-        if handler.is_transactional:
-            await self._run_in_transaction(handler, consumer, delivery)
-        else:
-            outcome = await self._execute(handler, delivery)
-            _settle(handler, consumer, delivery, outcome)
+        if (spans := self._node.tracing.spans()) is None:
+            await self._handle(handler, consumer, delivery)
+            return
+        with spans.handling(
+            delivery.message,
+            group=handler.group,
+            attempt=delivery.attempt,
+            patterns=handler.patterns,
+            queue=handler.queue,
+        ) as handling:
+            outcome = await self._handle(handler, consumer, delivery)
+            error = getattr(outcome, "error", None)
+            handling.note(LOST if outcome is None else OUTCOMES[type(outcome)], None if error is None else error.type)
 
-    async def _run_in_transaction(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> None:
+    async def _handle(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> Outcome | None:
+        """Handle one delivery and settle it; return the outcome, None: it is another's."""
+        if handler.is_transactional:
+            return await self._handle_in_transaction(handler, consumer, delivery)
+        outcome = await self._execute(handler, delivery)
+        _settle(handler, consumer, delivery, outcome)
+        return outcome
+
+    async def _handle_in_transaction(self, handler: Handler, consumer: Consumer, delivery: Delivery) -> Outcome | None:
         settler = self._node.consumers.settler
         async with AsyncSession(self._engine, expire_on_commit=False) as session:
             outcome = await self._execute(handler, delivery, session)
@@ -149,14 +172,17 @@ class Worker:
                     await session.rollback()
                     settler.lose(delivery)
                     logger.warning("rolled %s back at seq %d: its lease was lost", handler.group, delivery.message.seq)
+                    return None
                 except Exception as exc:  # noqa: BLE001 - a deferred constraint, perhaps: the attempt failed
                     await session.rollback()
-                    _settle(handler, consumer, delivery, self._executor.decide(handler, exc, delivery.attempt))
+                    outcome = self._executor.decide(handler, exc, delivery.attempt)
+                    _settle(handler, consumer, delivery, outcome)
                 else:
                     consumer.forget(delivery, outcome)
-                return
+                return outcome
             await session.rollback()
         _settle(handler, consumer, delivery, outcome)
+        return outcome
 
     async def _execute(self, handler: Handler, delivery: Delivery, session: AsyncSession | None = None) -> Outcome:
         delivery.begin()
@@ -172,20 +198,18 @@ def _settle(handler: Handler, consumer: Consumer, delivery: Delivery, outcome: O
     consumer.settle(delivery, outcome)
     if isinstance(outcome, Retry) and outcome.error is not None:
         logger.warning(
-            "%s failed at seq %d, attempt %d, next in %.1f s: %s: %s",
+            "%s failed at seq %d, attempt %d, next in %.1f s: %s",
             handler.group,
             delivery.message.seq,
             delivery.attempt,
             outcome.after,
-            outcome.error.type,
-            outcome.error.message,
+            outcome.error.summary,
         )
     elif isinstance(outcome, Dead):
         logger.error(
-            "%s gave up seq %d after %d attempts: %s: %s",
+            "%s gave up seq %d after %d attempts: %s",
             handler.group,
             delivery.message.seq,
             delivery.attempt,
-            outcome.error.type,
-            outcome.error.message,
+            outcome.error.summary,
         )

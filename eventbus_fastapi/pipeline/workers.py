@@ -1,13 +1,16 @@
 """The workers of a bus in this process: which queues they serve, and when they begin and end.
 
 stopped ──start──▶ running ──shutdown──▶ ending ──(all done, or the time of join is over)──▶ stopped
+
+Companions, such as relays, begin and end with them in a process that serves all queues.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,10 +21,32 @@ from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.queue import Queue
 from eventbus_fastapi.pipeline.worker import Worker
 from eventbus_fastapi.store.limits import RateLimit, check_limit
+from eventbus_fastapi.store.roster import Serving
 
 logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT = 30.0
+
+
+class Companion(Protocol):
+    """What begins and ends with the workers."""
+
+    @property
+    def name(self) -> str:
+        """That of its group."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True while it works, or waits for something that it needs."""
+
+    async def start(self) -> None:
+        """Begin. Starting twice is once."""
+
+    def shutdown(self) -> None:
+        """Begin nothing more; see `join`."""
+
+    async def join(self, timeout: float) -> bool:
+        """Wait for the end, give back what is not done after `timeout` seconds; return whether all was done."""
 
 
 class Workers:
@@ -30,6 +55,9 @@ class Workers:
     def __init__(self, node: Node, handlers: HandlerGroup, engine: Callable[[], AsyncEngine]) -> None:
         self.dependency_overrides: MutableMapping[Callable[..., Any], Callable[..., Any]] = {}
         """Called in the place of dependencies of handlers. May be an app's `dependency_overrides`."""
+        self.companions: list[Companion] = []
+        """What starts and ends with them."""
+        self._started: list[Companion] = []
         self._node = node
         self._handlers = handlers
         self._engine = engine
@@ -47,12 +75,18 @@ class Workers:
     @property
     def is_alive(self) -> bool:
         """True while the workers run and each part of them does; a database that is away changes nothing of it."""
-        return self._worker is not None and self._worker.is_alive
+        is_alive = self._worker is not None and self._worker.is_alive
+        return is_alive and all(each.is_alive for each in self._started)
 
     @property
     def groups(self) -> list[str]:
         """The groups that are served now."""
         return self._served if self._worker is not None else []
+
+    @property
+    def serving(self) -> dict[str, Serving]:
+        """How each queue is served in this process now, by its name."""
+        return self._worker.serving() if self._worker is not None else {}
 
     def describe(self, queue: Queue) -> None:
         """Say how a queue is served, from the next start on. What the settings say about it has the last word."""
@@ -91,11 +125,14 @@ class Workers:
         self._worker = Worker(self._node, self._executor, self._engine())
         try:
             await self._worker.start(served, self.described, self._limits)
+            for companion in self.companions if queues is None else ():
+                await companion.start()
+                self._started.append(companion)
         except BaseException:
             self.shutdown()
             await self.join(0)
             raise
-        self._served = [handler.group for handler in served]
+        self._served = [*(handler.group for handler in served), *(each.name for each in self._started)]
         for name in self._node.settings.queues.keys() - {handler.queue for handler in self._handlers}:
             logger.warning("the settings say something about queue %s, which no handler is of", quote(name))
         logger.info("serving %d handlers", len(served))
@@ -104,6 +141,8 @@ class Workers:
         """Take no more events, and give back those that have not begun; what runs goes on. See `join`."""
         if self._worker is not None:
             self._worker.shutdown()
+        for companion in self._started:
+            companion.shutdown()
 
     async def join(self, timeout: float = JOIN_TIMEOUT) -> bool:
         """Wait for the end after a `shutdown`; what is not done after `timeout` seconds is cancelled and given back,
@@ -111,7 +150,9 @@ class Workers:
         """
         if self._worker is None or self._executor is None:
             return True
-        is_done = await self._worker.join(timeout)
+        started, self._started = self._started, []
+        ends = (self._worker.join(timeout), *(companion.join(timeout) for companion in started))
+        is_done = all(await asyncio.gather(*ends))
         self._executor.close()
         self._worker = self._executor = None
         return is_done

@@ -14,17 +14,21 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
+from pydantic import SecretStr
+
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import (
     BadFrame,
     EventBusError,
     LeaseLost,
     LogGap,
+    RemoteError,
     quote,
 )
 from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.protocol.commands import (
     Acknowledge,
+    Authenticate,
     Chosen,
     Credit,
     Extend,
@@ -88,12 +92,15 @@ class ClientSession:
         """What the server said when the present connection opened; None while there is none."""
         self.bye: Bye | None = None
         """What the server said before it closes the present connection."""
+        self.expires_in: float | None = None
+        """Seconds from its last word on it until the server takes the client's token no more. The owner empties it."""
         self.limits: dict[str, int] = {}
         """The limits of the last server, as far as they can be used."""
         self.changed: set[Reading | Membership] = set()
         """Subscriptions that have something new: an event, the server's answer, an end. The owner empties it."""
         self._last_id = 0
         self._control: deque[str] = deque()
+        self._renewals: set[int] = set()
         self._readings: dict[int, Reading | Membership] = {}
         self._last_sub = 0
         self._unconfirmed: dict[int, Reading | Membership] = {}
@@ -178,8 +185,9 @@ class ClientSession:
             LeaseLost: it is another member's.
         """
         self._require(held)
-        events = [(held.message.seq, None)]
-        return self._ask_first(Acknowledge(events, self._next_id(), held.membership.sub, held.attempt), held)
+        request_id = self._next_id()
+        self._requests.ack(request_id, held)
+        return request_id
 
     def nack(self, held: Held, delay: float | None, reason: str | None) -> int:
         """The same, to have it tried again."""
@@ -248,6 +256,13 @@ class ClientSession:
         """Return the frame that says that this side is alive."""
         return client_frame(Ping())
 
+    def authenticate(self, token: str) -> None:
+        """Show the server another token, on the present connection."""
+        if self.welcome is not None:
+            renewal = self._next_id()
+            self._renewals.add(renewal)
+            self._control.append(client_frame(Authenticate(SecretStr(token), renewal)))
+
     def receive(self, text: str | bytes, now: float) -> None:
         """Take in what the server sent.
 
@@ -265,7 +280,8 @@ class ClientSession:
 
     def disconnected(self) -> None:
         """Note that the connection is gone. What was not answered is sent again on the next one, in order."""
-        self.welcome = self.bye = None
+        self.welcome = self.bye = self.expires_in = None
+        self._renewals.clear()
         self._control.clear()
         self._unconfirmed.clear()
         self._due.clear()
@@ -300,6 +316,7 @@ class ClientSession:
             raise BadFrame("the server's heartbeat is not a number of seconds")
         self.limits = {name: limit for name, limit in welcome.limits.items() if type(limit) is int and limit > 0}
         self.welcome = welcome
+        self.expires_in = _seconds(welcome.expires_in)
         for reading in self._readings.values():
             self._start(reading)
 
@@ -345,10 +362,14 @@ class ClientSession:
                 pass  # a group has none of these
 
     def _on_ok(self, ok: Ok, welcome: Welcome) -> None:
-        if request := self._requests.get(_integer(ok.id)):
-            if not request.is_in_flight:
-                raise BadFrame(f"the server answered request {ok.id}, which was not sent")
-            self._requests.settle(request, _receipts(ok, request.events) if request.events else None)
+        if ok.id in self._renewals:
+            self._renewals.remove(ok.id)
+            self.expires_in = _seconds(ok.result.get("expires_in"))
+        elif requests := self._requests.answered(_integer(ok.id)):
+            for request in requests:
+                if not request.is_in_flight:
+                    raise BadFrame(f"the server answered request {ok.id}, which was not sent")
+                self._requests.settle(request, _receipts(ok, request.events) if request.events else None)
         elif (reading := self._unconfirmed.pop(ok.id, None)) is None:
             return
         elif isinstance(reading, Membership):
@@ -361,9 +382,16 @@ class ClientSession:
 
     def _on_failed(self, failed: Failed, now: float) -> None:
         if failed.id is None:
-            logger.warning("the server reported %s: %s", failed.error.code, quote(str(failed.error), 300))
-        elif request := self._requests.get(_integer(failed.id)):
-            self._retry_or_settle(request, failed.error, now)
+            logger.warning("the server reported %s: %s", quote(failed.error.code), quote(str(failed.error), 300))
+        elif failed.id in self._renewals:
+            self._renewals.remove(failed.id)
+            logger.warning("the server did not take another token: %s", quote(failed.error.code))
+        elif requests := self._requests.answered(_integer(failed.id)):
+            for request in requests:
+                if _is_about(failed.error, request):
+                    self._retry_or_settle(request, failed.error, now)
+                else:
+                    self._requests.settle(request)
         elif reading := self._unconfirmed.pop(failed.id, None):
             self._retry_or_end(reading, failed.error, now)
 
@@ -426,6 +454,13 @@ class ClientSession:
         return (min(float(advice), MAX_ADVICE) if known and advice else 0.0) + self._backoff.delay(attempts - 1)
 
 
+def _is_about(error: EventBusError, request: Request) -> bool:
+    """Say whether a request failed by an error that may name those of its events that it is about."""
+    if request.held is None or not isinstance(error, RemoteError) or not isinstance(error.seqs, list):
+        return True
+    return request.held.message.seq in error.seqs
+
+
 def _chosen(held: Held) -> Chosen:
     return Chosen((held.message.seq,), attempt=held.attempt)
 
@@ -434,6 +469,13 @@ def _integer(value: object) -> int:
     if type(value) is not int or value < 0:
         raise BadFrame(f"expected an integer ≥ 0, got {type(value).__name__}")
     return value
+
+
+def _seconds(value: object) -> float | None:
+    """Return seconds that the server names; None: it names none that can be used."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
 
 
 def _check(message: Message) -> None:

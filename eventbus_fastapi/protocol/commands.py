@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+from pydantic import SecretStr
 from pydantic_core import to_json
 
 from eventbus_fastapi.errors import (
@@ -89,7 +90,7 @@ class Acknowledge(NamedTuple):
     sub: Sub | None = None
     """The subscription that they came with; it matters only where that is a group's."""
     attempt: int | None = None
-    """The attempt that is acknowledged, of one event of a group; None: whichever the member holds."""
+    """The attempt that is acknowledged, of each event, where they are a group's; None: whichever the member holds."""
 
 
 class AcknowledgeUpTo(NamedTuple):
@@ -107,7 +108,7 @@ class Chosen(NamedTuple):
     up_to: int | None = None
     """All up to this seq, inclusive; None: `seqs`."""
     attempt: int | None = None
-    """The attempt that is meant, of one seq; None: whichever the member holds."""
+    """The attempt that is meant, of each seq; None: whichever the member holds."""
 
 
 class Nack(NamedTuple):
@@ -148,6 +149,13 @@ class Ping(NamedTuple):
     id: int | None = None
 
 
+class Authenticate(NamedTuple):
+    """Show who the client is: as the first frame where the handshake had no credentials, or anew in good time."""
+
+    token: SecretStr
+    id: int | None = None
+
+
 class Refused(NamedTuple):
     """A frame that cannot be used, and the error to answer."""
 
@@ -158,7 +166,7 @@ class Refused(NamedTuple):
 
 Settling = Nack | Reject | Extend
 """What only a member of a group says."""
-Command = Publish | Subscribe | Unsubscribe | Acknowledge | AcknowledgeUpTo | Settling | Credit | Ping
+Command = Publish | Subscribe | Unsubscribe | Acknowledge | AcknowledgeUpTo | Settling | Credit | Authenticate | Ping
 
 
 def client_frame(command: Command) -> str:
@@ -193,8 +201,9 @@ def _members(command: Command) -> dict[str, Any]:
         case Acknowledge(events=[(seq, message_id)], sub=sub, attempt=attempt):
             named = {"seq": seq, "message_id": message_id, "attempt": attempt}
             return {"type": "ack", "sub": sub, **named, "id": command.id}
-        case Acknowledge(events=events, sub=sub):
-            return {"type": "ack", "sub": sub, "seqs": [seq for seq, _ in events], "id": command.id}
+        case Acknowledge(events=events, sub=sub, attempt=attempt):
+            seqs = [seq for seq, _ in events]
+            return {"type": "ack", "sub": sub, "seqs": seqs, "attempt": attempt, "id": command.id}
         case AcknowledgeUpTo(sub=sub, up_to=up_to):
             return {"type": "ack", "sub": sub, "up_to": up_to, "id": command.id}
         case Nack(chosen=chosen, sub=sub, delay=delay, reason=reason):
@@ -203,6 +212,8 @@ def _members(command: Command) -> dict[str, Any]:
             return {"type": "reject", "sub": sub, **_named(chosen), "reason": reason, "id": command.id}
         case Extend(chosen=chosen, sub=sub):
             return {"type": "extend", "sub": sub, **_named(chosen), "id": command.id}
+        case Authenticate(token=token):
+            return {"type": "auth", "token": token.get_secret_value(), "id": command.id}
         case Credit(sub=sub, credit=credit):
             return {"type": "credit", "sub": sub, "credit": credit, "id": command.id}
         case _:
@@ -214,4 +225,4 @@ def _named(chosen: Chosen) -> dict[str, Any]:
         return {"up_to": chosen.up_to}
     if len(chosen.seqs) == 1:
         return {"seq": chosen.seqs[0], "attempt": chosen.attempt}
-    return {"seqs": chosen.seqs}
+    return {"seqs": chosen.seqs, "attempt": chosen.attempt}

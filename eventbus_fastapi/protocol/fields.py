@@ -1,7 +1,8 @@
 """Fields of a foreign JSON object, each read with its type checked.
 
 A field that is `null` counts as absent. Every function returns the value, or None when the field is absent, or raises
-`BadFrame` that names the field, what was expected and what came. Booleans are not integers here. Nothing is coerced.
+`BadFrame` that names the field, what was expected and what came. Booleans are not integers here. Nothing is coerced;
+JSON has one kind of number, so 1.0 is the integer 1.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ Object = Mapping[str, Any]
 
 MAX_ID = 2**53 - 1
 """Largest integer that every JSON implementation holds exactly."""
-MAX_SEQ = 2**63 - 1
-"""Largest seq that a database holds."""
+MAX_SEQ = MAX_ID
+"""Largest seq that may be named, for the same reason."""
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+"""Integers of 64 bits."""
 
 
 def wrong(name: str, expected: str, got: object) -> BadFrame:
@@ -36,7 +39,7 @@ def required(name: str, value: T | None) -> T:
 
 
 def integer(fields: Object, name: str, minimum: int = 1, maximum: int = MAX_ID) -> int | None:
-    value = fields.get(name)
+    value = whole(fields.get(name))
     if value is None:
         return None
     if type(value) is not int or not minimum <= value <= maximum:
@@ -49,10 +52,29 @@ def integer(fields: Object, name: str, minimum: int = 1, maximum: int = MAX_ID) 
 
 def any_integer(fields: Object, name: str) -> int | None:
     """Read an integer of 64 bits."""
-    value = fields.get(name)
-    if value is not None and (type(value) is not int or not -MAX_SEQ - 1 <= value <= MAX_SEQ):
+    value = whole(fields.get(name))
+    if value is not None and (type(value) is not int or not MIN_INTEGER <= value <= MAX_INTEGER):
         raise wrong(name, "an integer of 64 bits", value)
     return value
+
+
+def integers(fields: Object, name: str, most: int) -> list[int] | None:
+    """Read a list of 1 to `most` seqs; the result has each once."""
+    values = array(fields, name)
+    if values is None:
+        return None
+    if not 1 <= len(values) <= most:
+        raise wrong(name, f"a list of 1 to {most:,} integers", values)
+    found = [whole(value) for value in values]
+    for value in found:
+        if type(value) is not int or not 1 <= value <= MAX_SEQ:
+            raise wrong(name, "integers ≥ 1", value)
+    return list(dict.fromkeys(found))
+
+
+def whole(value: Any) -> Any:
+    """Return a number that is whole as an integer, and anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def seconds(fields: Object, name: str) -> float | None:

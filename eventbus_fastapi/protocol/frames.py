@@ -27,6 +27,10 @@ class Welcome(NamedTuple):
     head: int
     heartbeat: float
     limits: Mapping[str, int]
+    principal: str | None = None
+    """Who the client is to the server; None: it asks nobody."""
+    expires_in: float | None = None
+    """Seconds until its credentials end; None: they do not."""
 
 
 class Ok(NamedTuple):
@@ -125,7 +129,7 @@ def server_frame(frame: Welcome | Ok | Failed | Lost | CaughtUp | Gap | Heartbea
         case Bye(error=error, reconnect=reconnect, after=after):
             return _text("bye", {"error": error.describe(), "reconnect": reconnect, "after": after})
         case Welcome():
-            return _text("welcome", {"protocol": PROTOCOL, **frame._asdict()})
+            return _text("welcome", {"protocol": PROTOCOL, **_present(**frame._asdict())})
 
 
 def published(frame_id: int, receipt: Receipt) -> str:
@@ -213,6 +217,8 @@ def _parse(frame: Mapping[str, Any]) -> ServerFrame | None:
                 frame["head"],
                 float(frame["heartbeat"]),
                 frame["limits"],
+                frame.get("principal"),
+                frame.get("expires_in"),
             )
         case _:
             return None

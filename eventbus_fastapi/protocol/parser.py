@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_args
 
+from pydantic import SecretStr
+
 from eventbus_fastapi import codec
 from eventbus_fastapi.backoff import LONGEST
 from eventbus_fastapi.errors import (
@@ -21,6 +23,7 @@ from eventbus_fastapi.errors import (
 )
 from eventbus_fastapi.events import Draft
 from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol.cloudevents import parse_cloudevent
 from eventbus_fastapi.protocol.commands import (
     FRAME_DEPTH,
     MAX_ACK_WAIT,
@@ -32,6 +35,7 @@ from eventbus_fastapi.protocol.commands import (
     MIN_ACK_WAIT,
     Acknowledge,
     AcknowledgeUpTo,
+    Authenticate,
     Chosen,
     Command,
     Credit,
@@ -61,6 +65,14 @@ def parse_client_frame(text: str, limits: Settings, *, arrays: bool = True) -> l
         return [_parse_object(frame, limits)]
     except EventBusError as exc:
         return [Refused(exc)]
+
+
+def parse_cloudevent_frame(text: str, number: int, limits: Settings, now: int) -> Publish | Refused:
+    """Return what a message with a CloudEvent publishes; its id is the number of the message."""
+    try:
+        return Publish((parse_cloudevent(_load(text, limits), limits, now),), number)
+    except EventBusError as exc:
+        return Refused(exc, number)
 
 
 def _load(text: str, limits: Settings) -> Any:
@@ -132,7 +144,7 @@ def _parse_subscribe(frame: fields.Object, frame_id: int | None, limits: Setting
         fields.uuid(frame, "epoch"),
         fields.boolean(frame, "include_processed") or False,
         fields.integer(frame, "processed_before", 0, fields.MAX_SEQ),
-        fields.integer(frame, "credit"),
+        fields.integer(frame, "credit", maximum=limits.max_credit),
         cast("Overflow | None", fields.choice(frame, "overflow", get_args(Overflow))),
         fields.integer(frame, "buffer", maximum=limits.buffer),
         frame_id,
@@ -203,7 +215,7 @@ def _start(frame: fields.Object) -> Start:
 
 
 def _from(frame: fields.Object) -> Start:
-    value = frame["from"]
+    value = fields.whole(frame["from"])
     if value == "now" or value == "earliest":
         return cast(Start, value)
     if type(value) is int:
@@ -224,7 +236,7 @@ def _parse_ack(frame: fields.Object, frame_id: int | None, limits: Settings) -> 
     sub = _sub(frame)
     if frame.get("seq") is not None:
         return Acknowledge(((chosen.seqs[0], fields.message_id(frame)),), frame_id, sub, chosen.attempt)
-    return Acknowledge([(seq, None) for seq in chosen.seqs], frame_id, sub)
+    return Acknowledge([(seq, None) for seq in chosen.seqs], frame_id, sub, chosen.attempt)
 
 
 def _parse_nack(frame: fields.Object, frame_id: int | None, limits: Settings) -> Nack:
@@ -247,25 +259,23 @@ def _chosen(frame: fields.Object) -> Chosen:
     if named == ["seq"]:
         seq = fields.required("seq", fields.integer(frame, "seq", maximum=fields.MAX_SEQ))
         return Chosen((seq,), attempt=fields.integer(frame, "attempt"))
-    _refuse_fields(frame, ("attempt",), "it is for one event, named by 'seq'")
     if named == ["up_to"]:
+        _refuse_fields(frame, ("attempt",), "it is for events named by 'seq' or 'seqs'")
         return Chosen(up_to=fields.integer(frame, "up_to", maximum=fields.MAX_SEQ))
-    return Chosen(_seqs(frame))
-
-
-def _seqs(frame: fields.Object) -> list[int]:
-    seqs = fields.required("seqs", fields.array(frame, "seqs"))
-    if not 1 <= len(seqs) <= MAX_ACKS:
-        raise fields.wrong("seqs", f"a list of 1 to {MAX_ACKS:,} integers", seqs)
-    for seq in seqs:
-        if type(seq) is not int or not 1 <= seq <= fields.MAX_SEQ:
-            raise fields.wrong("seqs", "integers ≥ 1", seq)
-    return list(dict.fromkeys(seqs))
+    seqs = fields.required("seqs", fields.integers(frame, "seqs", MAX_ACKS))
+    return Chosen(seqs, attempt=fields.integer(frame, "attempt"))
 
 
 def _parse_credit(frame: fields.Object, frame_id: int | None, limits: Settings) -> Credit:
-    credit = fields.required("credit", fields.integer(frame, "credit"))
+    credit = fields.required("credit", fields.integer(frame, "credit", maximum=limits.max_credit))
     return Credit(_required_sub(frame), credit, frame_id)
+
+
+def _parse_auth(frame: fields.Object, frame_id: int | None, limits: Settings) -> Authenticate:
+    token = frame.get("token")
+    if type(token) is not str or not token:  # no message quotes it, whatever it is
+        raise BadFrame(f"field 'token': expected a string with a token, got {type(token).__name__}")
+    return Authenticate(SecretStr(token), frame_id)
 
 
 def _parse_ping(frame: fields.Object, frame_id: int | None, limits: Settings) -> Ping:
@@ -273,7 +283,7 @@ def _parse_ping(frame: fields.Object, frame_id: int | None, limits: Settings) ->
 
 
 def _sub(frame: fields.Object) -> Sub | None:
-    value = frame.get("sub")
+    value = fields.whole(frame.get("sub"))
     if value is None:
         return None
     if type(value) is str and 1 <= len(value) <= MAX_SUB:
@@ -308,5 +318,9 @@ _PARSERS: Mapping[str, Callable[[fields.Object, int | None, Settings], Command]]
     "reject": _parse_reject,
     "extend": _parse_extend,
     "credit": _parse_credit,
+    "auth": _parse_auth,
     "ping": _parse_ping,
 }
+
+KINDS = tuple(_PARSERS)
+"""The types of the frames that a client may send."""

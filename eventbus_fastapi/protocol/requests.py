@@ -4,8 +4,9 @@
                ▲          │ the connection is lost, or the server refuses it for the moment
                └──────────┘
 
-They go out in the order in which they were taken, acks before publishes that wait. How many events may be published and
-not answered is bounded, by number and by bytes. When to try again is said by whoever owns this; it knows no clock.
+They go out in the order in which they were taken, acks before publishes that wait. Acks of a group's events that wait
+together are one frame, and one answer is for all of them. How many events may be published and not answered is bounded,
+by number and by bytes. When to try again is said by whoever owns this; it knows no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import NamedTuple
 
 from eventbus_fastapi.errors import ConnectionLost, EventBusError, FrameTooLarge, LeaseLost, PublishBufferFull
 from eventbus_fastapi.events import Receipt
+from eventbus_fastapi.protocol.commands import MAX_ACKS, Acknowledge, client_frame
 from eventbus_fastapi.protocol.membership import Held
+
+ACK_BYTES = 120
+"""Bytes of the frame of an ack, at most."""
+SEQ_BYTES = 20
+"""Bytes that each further event adds to it, at most."""
 
 
 class Settled(NamedTuple):
@@ -33,7 +40,8 @@ class Request:
     """A publish or an ack that waits for its answer. The same frame is sent again after a reconnect."""
 
     id: int
-    frame: str
+    frame: str | None
+    """None: the ack of a group's event, which is written when it goes out, with those that wait behind it."""
     size: int
     """Bytes of the frame."""
     events: int
@@ -60,14 +68,23 @@ class Requests:
         self._requests: dict[int, Request] = {}
         self._pending_events = 0
         self._pending_bytes = 0
+        self._first: deque[Request] = deque()
+        """Acks and the like that wait to be sent; they go before the publishes of `_queue`."""
         self._queue: deque[Request] = deque()
+        self._joined: dict[int, list[Request]] = {}
+        """The acks that went out as one frame, by the id that it has."""
 
     def has_frame(self) -> bool:
         """Say whether there is one to send now."""
-        return bool(self._queue)
+        return bool(self._first or self._queue)
 
-    def get(self, request_id: int) -> Request | None:
-        return self._requests.get(request_id)
+    def answered(self, frame_id: int) -> list[Request]:
+        """Return the requests that an answer is for, without those that were dropped meanwhile."""
+        requests = self._joined.pop(frame_id, None)
+        if requests is None:
+            request = self._requests.get(frame_id)
+            return [] if request is None else [request]
+        return [request for request in requests if request.id in self._requests]
 
     def require_room(self, events: int) -> None:
         """Raise PublishBufferFull if so many events are too many."""
@@ -96,10 +113,17 @@ class Requests:
             self._queue.append(request)
 
     def ask_first(self, request_id: int, frame: str, held: Held | None) -> None:
-        """Take an ack or the like, to be sent before publishes that wait."""
-        request = self._requests[request_id] = Request(request_id, frame, _bytes(frame), 0, held=held)
+        """Take what says something of events, to be sent before publishes that wait."""
+        self._ask(Request(request_id, frame, _bytes(frame), 0, held=held))
+
+    def ack(self, request_id: int, held: Held) -> None:
+        """Take the ack of a group's event, to be sent before publishes that wait."""
+        self._ask(Request(request_id, None, ACK_BYTES, 0, held=held))
+
+    def _ask(self, request: Request) -> None:
+        self._requests[request.id] = request
         if self.held_until is None:
-            self._queue.appendleft(request)
+            self._first.append(request)
 
     def next_frames(self, room: int, limit: int, *, is_first: bool) -> list[str]:
         """Return the frames to send now, as many as there is room for. Those beyond the limit are settled.
@@ -110,17 +134,41 @@ class Requests:
             is_first: the first one is sent whatever room it needs.
         """
         frames: list[str] = []
-        while self._queue and ((is_first and not frames) or room > self._queue[0].size):
-            request = self._queue.popleft()
-            if request.id not in self._requests:
-                continue
-            if request.size > limit:
-                self.settle(request, error=FrameTooLarge(request.size, limit))
-                continue
-            request.is_in_flight = True
-            frames.append(request.frame)
-            room -= request.size + 1
+        for queue in (self._first, self._queue):
+            while queue and ((is_first and not frames) or room > queue[0].size):
+                request = queue.popleft()
+                if request.id not in self._requests:
+                    continue
+                if request.size > limit:
+                    self.settle(request, error=FrameTooLarge(request.size, limit))
+                    continue
+                request.is_in_flight = True
+                frame = self._join(request, room) if request.frame is None else request.frame
+                frames.append(frame)
+                room -= len(frame) + 1 if request.frame is None else request.size + 1
         return frames
+
+    def _join(self, first: Request, room: int) -> str:
+        """Write the frame of an ack and of those behind it that can share it."""
+        assert first.held is not None
+        acks = [first]
+        membership, attempt = first.held.membership, first.held.attempt
+        most = min(MAX_ACKS, (room - ACK_BYTES) // SEQ_BYTES)
+        while self._first and len(acks) < most:
+            other = self._first[0]
+            if other.id in self._requests:
+                held = other.held
+                if other.frame is not None or held is None:
+                    break
+                if held.membership is not membership or held.attempt != attempt:
+                    break
+                other.is_in_flight = True
+                acks.append(other)
+            self._first.popleft()
+        if len(acks) > 1:
+            self._joined[first.id] = acks
+        seqs = [(ack.held.message.seq, None) for ack in acks if ack.held is not None]
+        return client_frame(Acknowledge(seqs, first.id, membership.sub, attempt))
 
     def settle(self, request: Request, result: list[Receipt] | None = None, error: EventBusError | None = None) -> None:
         self.remove(request.id)
@@ -136,6 +184,7 @@ class Requests:
     def hold(self, request: Request, until: float) -> None:
         """Send a request again, at a time. All that is not on its way yet waits as well, so that the order stays."""
         request.is_in_flight = False
+        self._first.clear()
         self._queue.clear()
         self.held_until = max(self.held_until or 0.0, until)
 
@@ -156,12 +205,14 @@ class Requests:
             elif request.held is not None:
                 self.settle(request, error=LeaseLost([request.held.message.seq]))
             request.is_in_flight = False
+        self._joined.clear()
         self._enqueue()
 
     def _enqueue(self) -> None:
         """Line up all that is to be sent: acks, which the next replay depends on, then publishes in their order."""
         waiting = [request for request in self._requests.values() if not request.is_in_flight]
-        self._queue = deque(sorted(waiting, key=lambda request: request.events > 0))
+        self._first = deque(request for request in waiting if not request.events)
+        self._queue = deque(request for request in waiting if request.events)
 
 
 def _bytes(text: str) -> int:

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 from eventbus_fastapi.pipeline.filters import archive_filter
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol import fields, schemas
 from eventbus_fastapi.server.bodies import json_answer
 from eventbus_fastapi.server.group_http import AfterId, Error, OfGroup, Patterns, Tags, query_time
 from eventbus_fastapi.server.group_objects import archived_object, ending_object
@@ -27,6 +27,7 @@ FinishedAfter = Annotated[
     Query(
         description="Those that ended at this time or later (RFC 3339).",
         openapi_examples={"time": {"value": "2026-01-01T00:00:00Z"}},
+        json_schema_extra=schemas.TIME,
     ),
 ]
 FinishedBefore = Annotated[
@@ -34,6 +35,7 @@ FinishedBefore = Annotated[
     Query(
         description="Those that ended before this time (RFC 3339).",
         openapi_examples={"time": {"value": "2026-01-01T00:00:00Z"}},
+        json_schema_extra=schemas.TIME,
     ),
 ]
 

@@ -40,6 +40,11 @@ class AutoAck:
         if self._waiting and (self._marking is None or self._marking.done()):
             self._marking = asyncio.create_task(self._mark(), name="websocket-auto-ack")
 
+    @property
+    def has_room(self) -> bool:
+        """True if more events may be added now."""
+        return self._room.is_set()
+
     async def room(self) -> None:
         """Wait until more events may be added."""
         await self._room.wait()

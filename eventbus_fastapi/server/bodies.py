@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import Request, Response
 
 from eventbus_fastapi import codec
-from eventbus_fastapi.errors import BodyTooLarge, InvalidPayload, InvalidRequest, UnsupportedMediaType, quote
+from eventbus_fastapi.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidPayload,
+    InvalidRequest,
+    UnsupportedMediaType,
+    quote,
+)
 from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.settings import Settings
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limits: Settings) -> bytes:
     """Return the body, which must say that it is JSON.
 
-    One that is too large is refused as soon as that is known, before it is in memory.
-
     Raises:
-        UnsupportedMediaType, BodyTooLarge: it is another, or larger than `limit` bytes.
+        UnsupportedMediaType, BodyTooLarge, BodyTooSlow: it is another, larger than `max_body` bytes, or not here within
+            `body_timeout` seconds.
     """
     _check_media_type(request)
+    return await read_any_body(request, limits)
+
+
+async def read_any_body(request: Request, limits: Settings) -> bytes:
+    """Return the body, of any content type, but not in a content encoding.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge, BodyTooSlow: it is encoded, or as `read_body`.
+    """
+    _check_encoding(request)
+    return await read_bounded(request, limits)
+
+
+async def read_bounded(request: Request, limits: Settings) -> bytes:
+    """Return the body, whatever it is.
+
+    Raises:
+        BodyTooLarge, BodyTooSlow: as `read_body`.
+    """
+    try:
+        async with asyncio.timeout(limits.body_timeout):
+            return await _read_up_to(request, limits.max_body)
+    except TimeoutError:
+        raise BodyTooSlow(limits.body_timeout) from None
+
+
+async def _read_up_to(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and (len(declared) > len(str(fields.MAX_SEQ)) or int(declared) > limit):
         raise BodyTooLarge(limit)
@@ -45,16 +80,17 @@ def parse_body(body: bytes, max_depth: int) -> Any:
 
 
 async def read_object(
-    request: Request, limit: int, known: Collection[str], *, max_depth: int, is_optional: bool = False
+    request: Request, limits: Settings, known: Collection[str], *, max_depth: int, is_optional: bool = False
 ) -> Mapping[str, Any]:
     """Return the object that a body is, which has none but the fields that are known.
 
     `is_optional`: no body is an empty one.
 
     Raises:
-        UnsupportedMediaType, BodyTooLarge, InvalidRequest: see `read_body` and `parse_body`; or it is no such object.
+        UnsupportedMediaType, BodyTooLarge, BodyTooSlow, InvalidRequest: see `read_body` and `parse_body`; or it is no
+            such object.
     """
-    text = await read_body(request, limit)
+    text = await read_body(request, limits)
     if is_optional and not text:
         return {}
     body = parse_body(text, max_depth)
@@ -86,6 +122,9 @@ def _check_media_type(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if not _is_json_in_utf8(given):
         raise UnsupportedMediaType(f"expected content type application/json (UTF-8), got {quote(given)}")
+
+
+def _check_encoding(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaType(f"expected a body without content encoding, got {quote(encoding)}")

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import NamedTuple, assert_never
 
 from eventbus_fastapi.backoff import FullJitter
-from eventbus_fastapi.errors import AckMismatch, EventBusError, LeaseLost, StoreUnavailable
+from eventbus_fastapi.errors import AckMismatch, EventBusError, Forbidden, LeaseLost, StoreUnavailable
 from eventbus_fastapi.pipeline.consumer import Consumer
 from eventbus_fastapi.pipeline.consumers import Consumers
 from eventbus_fastapi.pipeline.delivery import Delivery, Release
@@ -75,6 +75,7 @@ class GroupFeed:
         command: Subscribe,
         *,
         connection: str,
+        may_read: Callable[[str], bool],
     ) -> None:
         self.sub = sub
         self.consumer = consumer
@@ -88,6 +89,7 @@ class GroupFeed:
         self._outlet = outlet
         self._node = node
         self._connection = connection
+        self._may_read = may_read
         self._loop = asyncio.get_running_loop()
         self._holdings = Holdings(self.ack_wait)
         self._unsent: deque[Delivery] = deque()
@@ -155,6 +157,9 @@ class GroupFeed:
                 delivery = self._unsent.popleft()
                 if delivery.is_lost:
                     continue
+                if not self._may_read(delivery.message.topic):  # the group reads something else by now
+                    self._unsent.extendleft(reversed([*sent, delivery]))
+                    raise Forbidden("the group has events beyond what is granted")
                 expires_at = delivery.message.expires_at
                 if expires_at is not None and expires_at <= now:
                     self.consumer.settle(delivery, Discard("it expired before it was sent"))
@@ -166,9 +171,15 @@ class GroupFeed:
                 yield Frame(delivery_frame([(each.message, each.attempt) for each in sent], self.sub))
 
     def _hold(self, deliveries: Sequence[Delivery]) -> None:
+        spans = self._node.tracing.spans()
         for delivery in deliveries:
             delivery.on_lost = lambda lost=delivery: self._on_lost(lost)
             delivery.begin()
+            if spans is not None:
+                delivery.span = spans.delivering(
+                    delivery.message, group=self.consumer.group.name, attempt=delivery.attempt
+                )
+        self._node.meters.delivered["websocket"] += len(deliveries)
         self._holdings.hold(deliveries, self._loop.time())
         self._note_room()
         self._set_timer()

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
 from fastapi import Path, Query, Request, Response
+from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
 from eventbus_fastapi.codec import MAX_TAGS
@@ -17,7 +18,7 @@ from eventbus_fastapi.pipeline.filters import dead_filter
 from eventbus_fastapi.pipeline.node import Node
 from eventbus_fastapi.pipeline.start import Start
 from eventbus_fastapi.pipeline.steward import DEFAULT_MAX_ATTEMPTS, LARGEST_MAX_ATTEMPTS
-from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol import fields, schemas
 from eventbus_fastapi.protocol.commands import MAX_PATTERNS
 from eventbus_fastapi.server.bodies import json_answer, read_object, refuse_unknown
 from eventbus_fastapi.server.group_objects import (
@@ -43,7 +44,12 @@ MAX_SEQS = 1_000
 """Most dead letters that one request names."""
 
 Name = Annotated[
-    str, Path(description="Name of the group.", openapi_examples={"handler": {"value": "shop.send_welcome"}})
+    str,
+    Path(
+        description="Name of the group.",
+        openapi_examples={"handler": {"value": "shop.send_welcome"}},
+        json_schema_extra=schemas.PATH_NAME,
+    ),
 ]
 AfterSeq = Annotated[
     int,
@@ -68,14 +74,19 @@ OfGroup = Annotated[
     Query(
         description="Those of this group; absent: of all groups.",
         openapi_examples={"handler": {"value": "shop.send_welcome"}},
+        json_schema_extra=schemas.PATH_NAME,
     ),
 ]
 LimitName = Annotated[
     str,
-    Path(description="Name of the rate limit.", openapi_examples={"limit": {"value": "mail"}}),
+    Path(
+        description="Name of the rate limit.",
+        openapi_examples={"limit": {"value": "mail"}},
+        json_schema_extra=schemas.PATH_NAME,
+    ),
 ]
 Patterns = Annotated[
-    Sequence[str],
+    Sequence[Annotated[str, WithJsonSchema(schemas.PATTERN)]],
     Query(
         alias="pattern",
         max_length=MAX_PATTERNS,
@@ -95,6 +106,7 @@ DiedAfter = Annotated[
     Query(
         description="Those that died at this time or later (RFC 3339).",
         openapi_examples={"time": {"value": "2026-01-01T00:00:00Z"}},
+        json_schema_extra=schemas.TIME,
     ),
 ]
 DiedBefore = Annotated[
@@ -102,6 +114,7 @@ DiedBefore = Annotated[
     Query(
         description="Those that died before this time (RFC 3339).",
         openapi_examples={"time": {"value": "2026-01-01T00:00:00Z"}},
+        json_schema_extra=schemas.TIME,
     ),
 ]
 Attempts = Annotated[
@@ -114,7 +127,7 @@ Attempts = Annotated[
     ),
 ]
 Tags = Annotated[
-    Sequence[str],
+    Sequence[Annotated[str, WithJsonSchema(schemas.TAG)]],
     Query(
         alias="tag",
         max_length=MAX_TAGS,
@@ -267,8 +280,7 @@ class GroupEndpoints:
         return True
 
     async def _body(self, request: Request, known: set[str], *, is_optional: bool = False) -> Mapping[str, Any]:
-        limit = self._node.settings.max_body
-        return await read_object(request, limit, known, max_depth=BODY_DEPTH, is_optional=is_optional)
+        return await read_object(request, self._node.settings, known, max_depth=BODY_DEPTH, is_optional=is_optional)
 
 
 POSITIONS = ("start", "after", "time")
@@ -289,24 +301,15 @@ class _Choice(NamedTuple):
 def _read_choice(body: Mapping[str, Any]) -> _Choice:
     try:
         group = fields.required("group", fields.string(body, "group"))
-        seqs, given = fields.array(body, "seqs"), fields.mapping(body, "filter")
+        seqs, given = fields.integers(body, "seqs", MAX_SEQS), fields.mapping(body, "filter")
         after = fields.integer(body, "after", 0, fields.MAX_SEQ) or 0
         if (seqs is None) == (given is None):
             raise InvalidRequest("expected one of the fields 'seqs' and 'filter'; an empty filter means all")
         if seqs is not None:
-            return _Choice(group, _read_seqs(seqs), DeadFilter(), 0)
+            return _Choice(group, sorted(seqs), DeadFilter(), 0)
         return _Choice(group, None, _read_filter(given or {}), after)
     except BadFrame as exc:
         raise InvalidRequest(str(exc)) from exc
-
-
-def _read_seqs(seqs: list[Any]) -> list[int]:
-    if not 1 <= len(seqs) <= MAX_SEQS:
-        raise InvalidRequest(f"field 'seqs': expected 1 to {MAX_SEQS:,} of them, got {len(seqs):,}")
-    for seq in seqs:
-        if type(seq) is not int or not 1 <= seq <= fields.MAX_SEQ:
-            raise fields.wrong("seqs", "integers ≥ 1", seq)
-    return sorted(set(seqs))
 
 
 def _read_filter(given: Mapping[str, Any]) -> DeadFilter:

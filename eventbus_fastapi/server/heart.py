@@ -1,6 +1,7 @@
 """The heart of a connection: tells a quiet client that it missed nothing, and finds out about a silent one.
 
-It beats in v1 only. A client that has sent `ping` once is expected to go on with it; any other may be silent.
+It beats in v1 only. A client that has sent `ping` once is expected to go on with it; any other may be silent. One
+`Pulse` makes all hearts of a node beat.
 """
 
 from __future__ import annotations
@@ -14,13 +15,59 @@ from eventbus_fastapi.protocol import frames
 from eventbus_fastapi.protocol.events import Sub
 from eventbus_fastapi.server.feed import Feed
 from eventbus_fastapi.server.outlet import Ending, Outlet
+from eventbus_fastapi.server.tasks import Work
 
+LOOKS = 20
+"""So often in a heartbeat's time a heart looks what is due."""
 SILENT_HEARTBEATS = 4
 """Heartbeats of silence after which a client that sends `ping` has lost its connection."""
 
 
+class Pulse:
+    """The one timer of all hearts: `interval` is theirs, and each looks what is due a few times in it."""
+
+    def __init__(self, interval: float) -> None:
+        self._every = interval / LOOKS
+        self._hearts: set[Heart] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, heart: Heart) -> None:
+        if not self._hearts:
+            self._set_timer()
+        self._hearts.add(heart)
+
+    def remove(self, heart: Heart) -> None:
+        self._hearts.discard(heart)
+        if not self._hearts and self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._every, self._beat)
+
+    def _beat(self) -> None:
+        self._set_timer()
+        for heart in tuple(self._hearts):
+            heart.beat()
+
+
 class Heart:
-    """See the module's docstring. `on_lost` is called when the silence has been too long."""
+    """See the module's docstring. A task is made only for what has to be said.
+
+    `start` starts the task, and deals with how it ends; `on_lost` is called when the silence has been too long.
+    """
+
+    __slots__ = (
+        "_dispatcher",
+        "_feeds",
+        "_has_pinged",
+        "_interval",
+        "_is_saying",
+        "_listening_since",
+        "_loop",
+        "_on_lost",
+        "_outlet",
+        "_start",
+    )
 
     def __init__(
         self,
@@ -29,15 +76,18 @@ class Heart:
         feeds: Mapping[Sub, Feed],
         *,
         interval: float,
+        start: Callable[[Work], object],
         on_lost: Callable[[Ending], None],
     ) -> None:
         self._outlet = outlet
         self._dispatcher = dispatcher
         self._feeds = feeds
         self._interval = interval
+        self._start = start
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._has_pinged = False
+        self._is_saying = False
         self._listening_since: float | None = None  # None while we do something and do not listen
 
     def begin_listening(self) -> None:
@@ -51,19 +101,22 @@ class Heart:
     def expect_pings(self) -> None:
         self._has_pinged = True
 
-    async def run(self) -> None:
-        """Beat until the client is lost."""
-        interval = self._interval
-        while True:
-            now = self._loop.time()
-            silent_at = self._silent_at()
-            if silent_at is not None and now >= silent_at:
-                self._on_lost(Ending(4101, LostHeartbeat(f"nothing came for {SILENT_HEARTBEATS} heartbeats")))
-                return
-            if now >= self._outlet.sent_at + interval and (head := await self._covered()) is not None:
+    def beat(self) -> None:
+        """Find a client that is lost; tell one that is not how far it is, if it has heard nothing for long."""
+        now = self._loop.time()
+        silent_at = self._silent_at()
+        if silent_at is not None and now >= silent_at:
+            self._on_lost(Ending(4101, LostHeartbeat(f"nothing came for {SILENT_HEARTBEATS} heartbeats")))
+        elif now >= self._outlet.sent_at + self._interval and not self._is_saying:
+            self._is_saying = True
+            self._start(self._say)
+
+    async def _say(self) -> None:
+        try:
+            if (head := await self._covered()) is not None:
                 await self._outlet.send(frames.server_frame(frames.Heartbeat(head)))
-            due = max(self._outlet.sent_at + interval, now + interval / 20)
-            await asyncio.sleep(min(due, silent_at or due) - now)
+        finally:
+            self._is_saying = False
 
     def _silent_at(self) -> float | None:
         """When the silence will have been too long, in the loop's time; None: this client may be silent."""

@@ -6,35 +6,40 @@ path: `router` mounts them.
 """
 
 # Annotations are evaluated here: FastAPI reads those of the endpoints.
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import Path, Query, Request, Response
+from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
 from eventbus_fastapi.errors import (
-    BadFrame,
-    BatchTooLarge,
-    EventBusError,
-    InvalidEvent,
-    InvalidRequest,
+    NotFound,
     NotReady,
+    PublishTooFast,
 )
-from eventbus_fastapi.events import Draft, Receipt
+from eventbus_fastapi.events import Receipt
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.protocol import fields
-from eventbus_fastapi.protocol.commands import FRAME_DEPTH, MAX_PATTERNS
-from eventbus_fastapi.protocol.events import event_object, parse_draft
-from eventbus_fastapi.server.bodies import json_answer, parse_body, read_body
-from eventbus_fastapi.settings import Settings
+from eventbus_fastapi.protocol import fields, schemas
+from eventbus_fastapi.protocol.commands import MAX_PATTERNS
+from eventbus_fastapi.protocol.events import event_object
+from eventbus_fastapi.server.bodies import json_answer
+from eventbus_fastapi.server.cloudevents_http import cloudevent_answer, cloudevents_page, wants_cloudevents
+from eventbus_fastapi.server.guard import Caller, counted_as, known_as
+from eventbus_fastapi.server.idempotency import publish_once
+from eventbus_fastapi.server.publish_rate import PublishRate
+from eventbus_fastapi.server.published import read_published
 from eventbus_fastapi.topics import check_pattern
 
 MAX_LIMIT = 1_000
 """Most events of one page."""
 DEFAULT_LIMIT = 100
+REFUSED_AFTER = 0.5
+"""Seconds after which a client is told that it publishes too fast: less than it has to wait then."""
 
 Patterns = Annotated[
-    Sequence[str],
+    Sequence[Annotated[str, WithJsonSchema(schemas.PATTERN)]],
     Query(
         alias="pattern",
         max_length=MAX_PATTERNS,
@@ -63,41 +68,66 @@ Seq = Annotated[
 class Endpoints:
     """The HTTP endpoints of one node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, publish_rate: PublishRate) -> None:
         self._node = node
+        self._publish_rate = publish_rate
 
-    async def publish(self, request: Request) -> Response:
+    async def publish(self, request: Request, caller: Caller) -> Response:
         """Publish one event, or a list of events all or none.
 
         When this is answered, the events are committed in the database. Publishing an event again with the same
-        `message_id` stores nothing and answers the first one's `seq`: so after a lost answer, send it again.
+        `message_id`, `Idempotency-Key`, or `source` and `id` of a CloudEvent, stores nothing and answers the first
+        one's `seq`: so after a lost answer, send it again.
         """
-        published = _parse(await read_body(request, self._node.settings.max_body), self._node.settings)
-        if published.is_live:
-            receipts = [self._node.publish_live(draft) for draft in published.drafts]
+        counted = counted_as(caller, request)
+        await self._keep_pace(counted)
+        published = await read_published(request, self._node, whose=known_as(caller))
+        for draft in published.drafts:
+            caller.require_publish(draft.topic)
+        self._publish_rate.take(counted, len(published.drafts))
+        if published.key is None:
+            receipts = await self._node.publish(published.drafts, is_live=published.is_live)
         else:
-            receipts = await self._node.submit(published.drafts)
+            receipts = await publish_once(self._node, published.drafts, published.key, is_list=published.is_list)
         answers = [_answer(receipt, published.is_live) for receipt in receipts]
         return json_answer(to_json(answers if published.is_list else answers[0]), status=201)
 
+    async def _keep_pace(self, counted: str) -> None:
+        """Refuse who publishes too fast, not at once: else a flood of refusals takes as much from others."""
+        try:
+            self._publish_rate.check(counted)
+        except PublishTooFast:
+            await asyncio.sleep(REFUSED_AFTER)
+            raise
+
     async def list_events(
         self,
-        patterns: Patterns = ("#",),
+        request: Request,
+        caller: Caller,
+        patterns: Patterns = (),
         after: After = 0,
         limit: Limit = DEFAULT_LIMIT,
     ) -> Response:
-        """Read the log: events that match any of the patterns, oldest first, a page at a time."""
-        wanted = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
-        page = await self._node.history(wanted, after, limit)
+        """Read the log: events that match any of the patterns, oldest first, a page at a time.
+
+        Without a pattern: all that the caller may read.
+        """
+        page = await self._node.history(permitted(patterns, caller), after, limit)
+        if wants_cloudevents(request):
+            return cloudevents_page(request, page, self._node.settings.cloudevents_source)
         events = ",".join(event_object(message) for message in page.messages)
         following = "null" if page.next is None else page.next
         return json_answer(
             f'{{"events":[{events}],"next":{following},"head":{page.head},"first_seq":{page.first_seq}}}'
         )
 
-    async def get_event(self, seq: Seq) -> Response:
+    async def get_event(self, request: Request, seq: Seq, caller: Caller) -> Response:
         """Read one event, and whether a reader has acknowledged it."""
         stored = await self._node.get(seq)
+        if not caller.may_read(stored.message.topic):
+            raise NotFound(f"no event at seq {seq}")  # as if it were not there
+        if wants_cloudevents(request):
+            return cloudevent_answer(stored.message, self._node.settings.cloudevents_source)
         return json_answer(f'{event_object(stored.message)[:-1]},"status":"{stored.status}"}}')
 
     async def healthz(self) -> Response:
@@ -108,55 +138,20 @@ class Endpoints:
         """Tell whether the database answers, the schema is current and the listener is alive."""
         if problems := await self._node.problems():
             raise NotReady(problems)
+        if remarks := self._node.remarks:
+            return json_answer(to_json({"status": "ready", "remarks": remarks}))
         return json_answer(b'{"status":"ready"}')
 
 
-class _Published(NamedTuple):
-    """What a body of POST /publish asks for."""
+def permitted(patterns: Sequence[str], caller: Caller) -> tuple[str, ...]:
+    """Return the patterns of a request that reads; without any, those of all that the caller may read.
 
-    drafts: Sequence[Draft]
-    is_live: bool
-    """True: for live subscriptions only (`durable` is false)."""
-    is_list: bool
-
-
-def _parse(body: bytes, limits: Settings) -> _Published:
-    parsed = parse_body(body, limits.max_depth + FRAME_DEPTH)
-    if type(parsed) is not list:
-        draft, is_live = _parse_event(parsed, limits)
-        return _Published([draft], is_live, is_list=False)
-    if not parsed:
-        raise InvalidRequest("expected an event or a list of at least one, got an empty list")
-    if len(parsed) > limits.max_batch:
-        raise BatchTooLarge(len(parsed), limits.max_batch)
-    read = [_parse_listed(event, place, limits) for place, event in enumerate(parsed)]
-    live = {is_live for _, is_live in read}
-    if len(live) > 1:
-        raise InvalidRequest("field 'durable': expected the same value in all events of a list, got both")
-    return _Published([draft for draft, _ in read], live.pop(), is_list=True)
-
-
-def _parse_listed(event: object, place: int, limits: Settings) -> tuple[Draft, bool]:
-    try:
-        return _parse_event(event, limits)
-    except EventBusError as exc:
-        exc.args = (f"events[{place}]: {exc}",)
-        raise
-
-
-def _parse_event(event: object, limits: Settings) -> tuple[Draft, bool]:
-    """Return the draft of an event object, and whether it is for live subscriptions only."""
-    if not isinstance(event, Mapping):
-        raise InvalidRequest(f"expected an event object, got {fields.shown(event)}")
-    try:
-        draft, is_live = parse_draft(event, limits), fields.boolean(event, "durable") is False
-    except BadFrame as exc:
-        raise InvalidRequest(str(exc)) from exc
-    if is_live and draft.is_scheduled:
-        raise InvalidEvent("an event with durable=false cannot wait: delay needs storage")
-    if is_live and draft.unique is not None:
-        raise InvalidEvent("an event with durable=false cannot be unique: unique needs storage")
-    return draft, is_live
+    Raises:
+        InvalidPattern, Forbidden: one does not follow the grammar, or goes beyond what is granted.
+    """
+    wanted = tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns)) or caller.readable
+    caller.require_subscribe(*wanted)
+    return wanted
 
 
 def _answer(receipt: Receipt, is_live: bool) -> dict[str, Any]:

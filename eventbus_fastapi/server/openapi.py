@@ -11,12 +11,18 @@ from uuid import UUID
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import to_json
 
 from eventbus_fastapi.errors import (
     BatchTooLarge,
     BodyTooLarge,
+    BodyTooSlow,
     EventBusError,
+    Forbidden,
+    IdempotencyKeyReused,
+    InvalidCloudEvent,
     InvalidEvent,
+    InvalidIdempotencyKey,
     InvalidPattern,
     InvalidPayload,
     InvalidRequest,
@@ -25,11 +31,15 @@ from eventbus_fastapi.errors import (
     NotReady,
     NotRunning,
     PayloadTooLarge,
+    PublishTooFast,
     SchemaOutdated,
     StoreError,
     StoreUnavailable,
+    TooManyConnections,
+    Unauthenticated,
     UnsupportedMediaType,
 )
+from eventbus_fastapi.protocol import schemas
 from eventbus_fastapi.server.problems import MEDIA_TYPE, members
 
 TAG = "eventbus"
@@ -124,110 +134,37 @@ class Readiness(BaseModel):
     """The bus can do its work."""
 
     status: Literal["ready"]
+    remarks: list[str] = Field([], description="What is not as it should be, though nothing is lost by it.")
 
 
 # --- requests ------------------------------------------------------------------------------------
 
-_NAMES: dict[str, Any] = {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": 64}
 
-UNIQUE: dict[str, Any] = {
-    "type": ["object", "null"],
-    "additionalProperties": False,
-    "description": "Store nothing where the same was published before, and answer the first one with "
-    "`duplicate: true`. Two events are the same if their topics are, and all that is compared.",
-    "properties": {
-        "fields": {
-            **_NAMES,
-            "description": "Fields of the payload, an object, that are compared. Absent: the whole payload.",
-        },
-        "key": {"type": ["boolean", "null"], "default": False, "description": "Compare the events' keys."},
-        "metadata": {**_NAMES, "description": "Names in the metadata that are compared."},
-        "within": {
-            "type": ["number", "null"],
-            "exclusiveMinimum": 0,
-            "description": "For so many seconds after the first one. Absent: while that waits for its time.",
-        },
-        "replace": {
-            "type": ["array", "null"],
-            "items": {"enum": ["payload", "schedule"]},
-            "description": "What the first one takes over from this one, while it waits for its time.",
-        },
-    },
-}
-
-PUBLISHED_EVENT: dict[str, Any] = {
-    "title": "Event",
-    "type": "object",
-    "required": ["topic"],
-    "properties": {
-        "topic": {
-            "type": "string",
-            "maxLength": 255,
-            "description": "Up to 16 segments of `A–Z a–z 0–9 _ - : @ /`, joined by `.`.",
-        },
-        "payload": {
-            "description": "Any JSON value. A string is published as `text/plain`, anything else as "
-            "`application/json`, unless `content_type` says otherwise. Required, or `payload_base64`."
-        },
-        "payload_base64": {
-            "type": ["string", "null"],
-            "contentEncoding": "base64",
-            "description": "Instead of `payload`: bytes.",
-        },
-        "message_id": {
-            "type": ["string", "null"],
-            "format": "uuid",
-            "description": "Published again with the same id, an event is stored once. Generated where absent.",
-        },
-        "key": {"type": ["string", "null"], "minLength": 1, "maxLength": 255},
-        "metadata": {
-            "type": ["object", "null"],
-            "maxProperties": 64,
-            "description": "JSON values of your own; the keys `timestamp` and `content_type` are the bus's.",
-        },
-        "content_type": {"type": ["string", "null"], "maxLength": 127},
-        "ttl": {
-            "type": ["number", "null"],
-            "minimum": 0,
-            "description": "Seconds after which the event expires; absent or 0: never.",
-        },
-        "delay": {
-            "type": ["number", "null"],
-            "minimum": 0,
-            "description": "Seconds to wait before the event enters the log.",
-        },
-        "tags": {
-            "type": ["array", "null"],
-            "items": {"type": "string", "minLength": 1, "maxLength": 64},
-            "maxItems": 20,
-            "uniqueItems": True,
-            "description": "Words; they are the list `tags` of the metadata.",
-        },
-        "unique": UNIQUE,
-        "durable": {
-            "type": ["boolean", "null"],
-            "default": True,
-            "description": "`false`: reach the live subscriptions of this node only, and store nothing. "
-            "The same in all events of a list.",
-        },
-    },
-}
-
-
-def json_body(schema: dict[str, Any], *, is_required: bool = True, **examples: JsonValue) -> dict[str, Any]:
+def json_body(schema: dict[str, Any], **examples: JsonValue) -> dict[str, Any]:
     shown = {name: {"value": value} for name, value in examples.items()}
-    return {"required": is_required, "content": {"application/json": {"schema": schema, "examples": shown}}}
+    return {"required": True, "content": {"application/json": {"schema": schema, "examples": shown}}}
 
 
-NO_BODY = json_body({"type": "object", "maxProperties": 0}, is_required=False, empty={})
-"""The content type is asked for all the same: a page of another site cannot send it without asking first."""
+NO_BODY = json_body({"type": "object", "maxProperties": 0}, empty={})
+"""What says nothing. Its content type is asked for: a page of another site cannot send it without asking first."""
 
 PUBLISH_BODY: dict[str, Any] = {
     "required": True,
-    "description": "One event, or a list of events that are published all or none, in order.",
+    "description": "One event, or a list of events that are published all or none, in order. CloudEvents 1.0 are taken "
+    "in all their modes; those in binary mode have their attributes in headers `ce-…`, and any content type.",
     "content": {
         "application/json": {
-            "schema": {"anyOf": [PUBLISHED_EVENT, {"type": "array", "items": PUBLISHED_EVENT, "minItems": 1}]},
+            "schema": {
+                "anyOf": [
+                    schemas.PUBLISHED_EVENT,
+                    {
+                        "type": "array",
+                        "items": schemas.PUBLISHED_EVENT,
+                        "minItems": 1,
+                        "anyOf": schemas.ALL_STORED_OR_NONE,
+                    },
+                ]
+            },
             "examples": {
                 "text": {
                     "summary": "A text",
@@ -289,6 +226,17 @@ PUBLISH_ANSWER: dict[str, Any] = {
     },
 }
 
+STREAM_ANSWER: dict[str, Any] = {
+    "description": "Server-sent events. Those of the log have their `seq` as `id`, and as `data` an object as in "
+    "`GET /events`. What the bus says for itself has an `event`: `position`, `caught_up`, `gap`, `bye`.",
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "examples": {"event": {"value": f"id: {SEQ}\ndata: {to_json(EVENT).decode()}\n\n"}},
+        }
+    },
+}
+
 
 # --- problems ------------------------------------------------------------------------------------
 
@@ -320,18 +268,32 @@ STORE_PROBLEMS = (_STORE_FAILED, _FAILED, _NOT_RUNNING, _UNAVAILABLE)
 
 PUBLISH_PROBLEMS = (
     BodyTooLarge(1_048_576),
+    BodyTooSlow(10),
     PayloadTooLarge(300_000, 262_144),
     BatchTooLarge(1_001, 1_000),
+    InvalidCloudEvent("id", "it is missing"),
+    InvalidIdempotencyKey("Idempotency-Key: expected 1 to 255 visible ASCII characters, got 0: ''"),
+    IdempotencyKeyReused("the Idempotency-Key was used for another event: seq 17"),
     UnsupportedMediaType("expected content type application/json (UTF-8), got 'text/plain'"),
     InvalidRequest("field 'topic' is missing"),
     InvalidTopic("orders.", "segment 2 is empty"),
     InvalidPayload("payload of content type image/png must be str or bytes, got dict"),
     InvalidEvent("an event with durable=false cannot wait: delay needs storage"),
+    PublishTooFast(1_000, 0.4),
     *STORE_PROBLEMS,
 )
 LIST_PROBLEMS = (
     InvalidRequest("query parameter 'limit': Input should be less than or equal to 1000, got '5000'"),
     InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
+    *STORE_PROBLEMS,
+    SCHEMA,
+)
+STREAM_PROBLEMS = (
+    InvalidRequest("header 'Last-Event-ID': expected an integer from 0 to 9007199254740991, got 'seventeen'"),
+    InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
+    TooManyConnections(
+        "address '192.0.2.1' has 1,000 open connections, which is the limit (EVENTBUS_MAX_CONNECTIONS_PER_ADDRESS)"
+    ),
     *STORE_PROBLEMS,
     SCHEMA,
 )
@@ -341,6 +303,10 @@ GET_PROBLEMS = (
     *STORE_PROBLEMS,
 )
 READY_PROBLEMS = (NotReady(["the bus is not running"]),)
+
+
+REFUSALS = (Unauthenticated(), Forbidden("'shop' may not publish to 'user.created'"))
+"""What any route may answer where `authenticate` is given."""
 
 
 # --- operations ----------------------------------------------------------------------------------

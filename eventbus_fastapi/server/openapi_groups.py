@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from eventbus_fastapi.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     EventBusError,
+    GroupConflict,
     GroupNotFound,
     InvalidGroup,
     InvalidPattern,
@@ -15,6 +17,9 @@ from eventbus_fastapi.errors import (
     NotFound,
     UnsupportedMediaType,
 )
+from eventbus_fastapi.pipeline.steward import LARGEST_MAX_ATTEMPTS
+from eventbus_fastapi.protocol import schemas
+from eventbus_fastapi.protocol.schemas import at_most_one_of, one_of, or_null, with_words
 from eventbus_fastapi.server.openapi import (
     EVENT,
     MESSAGE_ID,
@@ -77,7 +82,9 @@ class GroupObject(BaseModel):
 
     name: str
     patterns: list[str]
-    ordered_by: Literal["key"] | None = Field(description="`key`: of a key one event after the other.")
+    ordered_by: Literal["key", "log"] | None = Field(
+        description="`key`: of a key one event after the other; `log`: all in the order of the log, as relays have it."
+    )
     max_attempts: int = Field(description="Attempts after which an event becomes a dead letter.")
     max_in_flight: int | None = Field(description="Events that may be in flight at the same time; null: any number.")
     rate_limit: str | None = Field(description="The name of the limit of which each attempt takes a permit.")
@@ -255,11 +262,11 @@ class Discarded(BaseModel):
 
 # --- requests ------------------------------------------------------------------------------------
 
-_PATTERNS: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "maxItems": 100}
-_TIME: dict[str, Any] = {"type": ["string", "null"], "format": "date-time"}
+_TIME = or_null(schemas.TIME)
+_COUNT = or_null({"type": "integer", "minimum": 1, "maximum": LARGEST_MAX_ATTEMPTS})
 _POSITION: dict[str, Any] = {
     "start": {"enum": ["now", "earliest", None], "description": "The end of the log, or the oldest event kept."},
-    "after": {"type": ["integer", "null"], "minimum": 0, "description": "A seq: the next one is the first."},
+    "after": with_words(or_null(schemas.PLACE), "A seq: the next one is the first."),
     "time": {**_TIME, "description": "Events that entered the log then or later (RFC 3339)."},
 }
 
@@ -271,14 +278,15 @@ PUT_BODY = json_body(
         "required": ["patterns"],
         "additionalProperties": False,
         "properties": {
-            "patterns": {**_PATTERNS, "minItems": 1},
+            "patterns": schemas.PATTERNS,
             **_POSITION,
             "ordered_by": {"enum": ["key", None], "description": "`key`: of a key one event after the other."},
-            "max_attempts": {"type": ["integer", "null"], "minimum": 1, "default": 10},
-            "max_in_flight": {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1},
-            "rate_limit": {"type": ["string", "null"], "description": "The name of a rate limit that there is."},
+            "max_attempts": {**_COUNT, "default": 10},
+            "max_in_flight": _COUNT,
+            "rate_limit": with_words(or_null(schemas.PATH_NAME), "The name of a rate limit that there is."),
             "archive": {"enum": ["all", "failed", "none", None], "default": "none"},
         },
+        "anyOf": at_most_one_of(*_POSITION),
     },
     short={"patterns": ["user.*"]},
     full={"patterns": ["user.*", "order.#"], "start": "earliest", "ordered_by": "key", "max_attempts": 3},
@@ -298,7 +306,13 @@ RATE_LIMIT_BODY = json_body(
     limit={"permits": 100, "per": 60},
 )
 RESET_BODY = json_body(
-    {"title": "Position", "type": "object", "additionalProperties": False, "properties": _POSITION},
+    {
+        "title": "Position",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": _POSITION,
+        "anyOf": one_of(*_POSITION),
+    },
     earliest={"start": "earliest"},
     now={"start": "now"},
     seq={"after": 0},
@@ -311,32 +325,24 @@ CHOICE_BODY = json_body(
         "required": ["group"],
         "additionalProperties": False,
         "properties": {
-            "group": {"type": "string"},
-            "seqs": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 1_000},
+            "group": schemas.PATH_NAME,
+            "seqs": {"type": ["array", "null"], "items": schemas.SEQ, "minItems": 1, "maxItems": 1_000},
             "filter": {
                 "description": "Instead of `seqs`: those to which all of it applies; empty: all.",
-                "type": "object",
+                "type": ["object", "null"],
                 "additionalProperties": False,
                 "properties": {
-                    "patterns": _PATTERNS,
+                    "patterns": or_null({**schemas.PATTERNS, "minItems": 0}),
                     "error": {"type": ["string", "null"], "description": "Type of the last error."},
                     "died_after": _TIME,
                     "died_before": _TIME,
-                    "attempts": {"type": ["integer", "null"], "minimum": 0, "description": "So many, or more."},
-                    "tags": {
-                        "type": ["array", "null"],
-                        "items": {"type": "string", "minLength": 1, "maxLength": 64},
-                        "maxItems": 20,
-                        "description": "All of these.",
-                    },
+                    "attempts": with_words({**_COUNT, "minimum": 0}, "So many, or more."),
+                    "tags": with_words(or_null({**schemas.TAGS, "uniqueItems": False}), "All of these."),
                 },
             },
-            "after": {
-                "type": ["integer", "null"],
-                "minimum": 0,
-                "description": "Of a filter: `next` of the answer before.",
-            },
+            "after": with_words(or_null(schemas.PLACE), "Of a filter: `next` of the answer before."),
         },
+        "anyOf": one_of("seqs", "filter"),
     },
     one={"group": GROUP, "seqs": [1]},
     filter={
@@ -352,6 +358,7 @@ CHOICE_BODY = json_body(
 _NOT_FOUND = GroupNotFound("no group 'shop.nobody'")
 _BODY_PROBLEMS = (
     BodyTooLarge(1_048_576),
+    BodyTooSlow(10),
     UnsupportedMediaType("expected content type application/json (UTF-8), got 'text/plain'"),
     InvalidRequest("unknown field 'patern'; expected no field"),
 )
@@ -365,12 +372,14 @@ GROUP_PROBLEMS: tuple[EventBusError, ...] = (
 CHANGE_PROBLEMS: tuple[EventBusError, ...] = (_NOT_FOUND, *_BODY_PROBLEMS, *STORE_PROBLEMS)
 RESET_PROBLEMS: tuple[EventBusError, ...] = (
     *CHANGE_PROBLEMS,
-    InvalidGroup("a group cannot read after seq 1000: the log ends at 42"),
+    InvalidGroup("the name of a group must be 1 to 255 bytes without spaces and control characters, got 'a b'"),
+    GroupConflict("a group cannot read after seq 1000: the log ends at 42"),
     SCHEMA,
 )
 PUT_PROBLEMS: tuple[EventBusError, ...] = (
     *_BODY_PROBLEMS,
-    InvalidGroup("a group cannot read after seq 1000: the log ends at 42"),
+    InvalidGroup("the name of a group must be 1 to 255 bytes without spaces and control characters, got 'a b'"),
+    GroupConflict("a group cannot read after seq 1000: the log ends at 42"),
     InvalidPattern("user.*x", "segment 2 has '*' beside other characters; a wildcard is a whole segment"),
     SCHEMA,
     *STORE_PROBLEMS,

@@ -2,7 +2,14 @@
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from eventbus_fastapi.errors import BodyTooLarge, EventBusError, InvalidQueue, InvalidRequest, UnsupportedMediaType
+from eventbus_fastapi.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    EventBusError,
+    InvalidQueue,
+    InvalidRequest,
+    UnsupportedMediaType,
+)
 from eventbus_fastapi.server.openapi import STORE_PROBLEMS, examples_of, json_body
 from eventbus_fastapi.settings import MOST_WORKERS
 
@@ -107,6 +114,7 @@ LIST_PROBLEMS: tuple[EventBusError, ...] = STORE_PROBLEMS
 CHANGE_PROBLEMS: tuple[EventBusError, ...] = (
     InvalidQueue("the name of a queue must be 1 to 255 bytes without spaces and control characters, got 'a b'"),
     BodyTooLarge(1_048_576),
+    BodyTooSlow(10),
     UnsupportedMediaType("expected content type application/json (UTF-8), got 'text/plain'"),
     InvalidRequest("unknown field 'until'; expected no field"),
     *STORE_PROBLEMS,

@@ -1,11 +1,13 @@
 """What OpenAPI says of the routes that look after recurring events; see `openapi`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from eventbus_fastapi.cron import MAX_EXPRESSION, MAX_TIMEZONE
 from eventbus_fastapi.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     EventBusError,
     InvalidEvent,
     InvalidPayload,
@@ -13,10 +15,12 @@ from eventbus_fastapi.errors import (
     InvalidRequest,
     InvalidTopic,
     PayloadTooLarge,
+    PublishTooFast,
     RecurringNotFound,
     UnsupportedMediaType,
 )
-from eventbus_fastapi.server.openapi import PUBLISHED_EVENT, SCHEMA, STORE_PROBLEMS, examples_of, json_body
+from eventbus_fastapi.protocol import schemas
+from eventbus_fastapi.server.openapi import SCHEMA, STORE_PROBLEMS, examples_of, json_body
 
 _NAME = "nightly-report"
 # FastAPI leaves out of examples what is null.
@@ -75,11 +79,7 @@ class RecurringList(BaseModel):
     recurring: list[RecurringObject]
 
 
-_OF_EVENTS: dict[str, Any] = {
-    name: schema
-    for name, schema in PUBLISHED_EVENT["properties"].items()
-    if name in ("topic", "payload", "payload_base64", "content_type", "key", "metadata", "ttl")
-}
+_OF_EVENTS = ("topic", "payload", "payload_base64", "content_type", "key", "metadata", "ttl")
 PUT_BODY = json_body(
     {
         "title": "RecurringDeclaration",
@@ -89,14 +89,22 @@ PUT_BODY = json_body(
         "properties": {
             "cron": {
                 "type": "string",
-                "maxLength": 255,
+                "maxLength": MAX_EXPRESSION,
+                "format": "cron",
                 "description": "Minute, hour, day of month, month, day of week; or `@hourly`, `@daily`, `@weekly`, "
                 "`@monthly`, `@yearly`.",
             },
-            "timezone": {"type": ["string", "null"], "default": "UTC", "description": "Of the IANA database."},
+            "timezone": {
+                "type": ["string", "null"],
+                "maxLength": MAX_TIMEZONE,
+                "format": "time-zone",
+                "default": "UTC",
+                "description": "Of the IANA database.",
+            },
             "missed": {"enum": ["skip", "last", "all", None], "default": "last"},
-            **_OF_EVENTS,
+            **{name: schemas.OF_EVENTS[name] for name in _OF_EVENTS},
         },
+        "allOf": [schemas.HAS_PAYLOAD],
     },
     short={"cron": "@daily", "topic": "report.requested", "payload": {"kind": "sales"}},
     full={
@@ -117,6 +125,7 @@ _BAD_NAME = InvalidRecurring(
 )
 _BAD_BODY: tuple[EventBusError, ...] = (
     BodyTooLarge(1_048_576),
+    BodyTooSlow(10),
     UnsupportedMediaType("expected content type application/json (UTF-8), got 'text/plain'"),
 )
 GET_PROBLEMS: tuple[EventBusError, ...] = (_NOT_FOUND, _BAD_NAME, *STORE_PROBLEMS)
@@ -126,7 +135,7 @@ CHANGE_PROBLEMS: tuple[EventBusError, ...] = (
     *_BAD_BODY,
     InvalidRequest("unknown field 'until'; expected no field"),
 )
-RUN_PROBLEMS: tuple[EventBusError, ...] = (*CHANGE_PROBLEMS, SCHEMA)
+RUN_PROBLEMS: tuple[EventBusError, ...] = (*CHANGE_PROBLEMS, SCHEMA, PublishTooFast(1_000, 0.4))
 PUT_PROBLEMS: tuple[EventBusError, ...] = (
     _BAD_NAME,
     *_BAD_BODY,

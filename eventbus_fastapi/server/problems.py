@@ -19,9 +19,10 @@ from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from eventbus_fastapi.errors import EventBusError, InvalidRequest, quote
+from eventbus_fastapi.errors import EventBusError, InvalidRequest, Unauthenticated, quote
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ def problem(error: EventBusError) -> Response:
     headers = {"Cache-Control": "no-store"}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"  # else the server would go on reading what does not come
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = error.challenge
     return Response(to_json(members(error)), error.status, headers, MEDIA_TYPE)
 
 
@@ -60,9 +65,18 @@ class ProblemRoute(APIRoute):
 
     allowed: frozenset[str] = frozenset()
     """The methods of all routes with this path; empty: this is the only one."""
+    is_final: bool = False
+    """Whether another method is refused here, although a route that comes later would take its path."""
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any) -> None:
         super().__init__(path, _answering(endpoint), **options)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if "\n" in scope.get("path", ""):
+            # The patterns of paths stop there. No name may have either of them, and that is what is to be answered.
+            scope = {**scope, "path": scope["path"].replace("\n", "\r")}
+        match, child = super().matches(scope)
+        return (Match.FULL, child) if match is Match.PARTIAL and self.is_final else (match, child)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Called with another method only if the app has no route of its own for that.
@@ -82,6 +96,8 @@ class ProblemRoute(APIRoute):
                 return await handle(request)
             except RequestValidationError as exc:
                 return problem(InvalidRequest(_explain(exc)))
+            except EventBusError as exc:  # of the route's guard
+                return problem(exc)
 
         return handle_or_refuse
 

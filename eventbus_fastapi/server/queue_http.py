@@ -8,12 +8,19 @@ from pydantic_core import to_json
 
 from eventbus_fastapi.errors import BadFrame, InvalidRequest
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol import fields, schemas
 from eventbus_fastapi.server.bodies import json_answer, read_object
 from eventbus_fastapi.server.queue_objects import queue_object, worker_object
 from eventbus_fastapi.settings import MOST_WORKERS
 
-Name = Annotated[str, Path(description="Name of the queue.", openapi_examples={"email": {"value": "email"}})]
+Name = Annotated[
+    str,
+    Path(
+        description="Name of the queue.",
+        openapi_examples={"email": {"value": "email"}},
+        json_schema_extra=schemas.NAME,
+    ),
+]
 
 
 class QueueEndpoints:
@@ -63,5 +70,4 @@ class QueueEndpoints:
         return json_answer(to_json(queue_object(await self._node.queues.queue(name))))
 
     async def _body(self, request: Request, *known: str) -> fields.Object:
-        limit = self._node.settings.max_body
-        return await read_object(request, limit, known, max_depth=1, is_optional=not known)
+        return await read_object(request, self._node.settings, known, max_depth=1, is_optional=not known)

@@ -11,16 +11,23 @@ from pydantic_core import to_json
 
 from eventbus_fastapi.errors import BadFrame, InvalidRequest, RecurringNotFound
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.protocol import fields
+from eventbus_fastapi.protocol import fields, schemas
 from eventbus_fastapi.protocol.commands import FRAME_DEPTH
 from eventbus_fastapi.protocol.events import parse_draft
 from eventbus_fastapi.server.bodies import json_answer, read_object
+from eventbus_fastapi.server.guard import Caller, counted_as
+from eventbus_fastapi.server.publish_rate import PublishRate
 from eventbus_fastapi.server.recurring_objects import recurring_object
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.recurring import Missed
 
 Name = Annotated[
-    str, Path(description="Name of the recurring event.", openapi_examples={"report": {"value": "nightly-report"}})
+    str,
+    Path(
+        description="Name of the recurring event.",
+        openapi_examples={"report": {"value": "nightly-report"}},
+        json_schema_extra=schemas.SEGMENT_NAME,
+    ),
 ]
 
 OF_EVENTS = {"topic", "payload", "payload_base64", "content_type", "key", "metadata", "ttl"}
@@ -30,8 +37,9 @@ OF_SCHEDULES = {"cron", "timezone", "missed"}
 class RecurringEndpoints:
     """The HTTP endpoints of one node that look after recurring events."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, publish_rate: PublishRate) -> None:
         self._node = node
+        self._publish_rate = publish_rate
 
     async def list_recurring(self) -> Response:
         """List all recurring events, by name."""
@@ -48,7 +56,7 @@ class RecurringEndpoints:
         """
         limits = self._node.settings
         known = OF_EVENTS | OF_SCHEDULES
-        body = await read_object(request, limits.max_body, known, max_depth=limits.max_depth + FRAME_DEPTH)
+        body = await read_object(request, limits, known, max_depth=limits.max_depth + FRAME_DEPTH)
         wanted = _read(body, limits)
         is_new = True
         with suppress(RecurringNotFound):
@@ -67,9 +75,10 @@ class RecurringEndpoints:
         await self._read_nothing(request)
         return json_answer(recurring_object(await self._node.recurring.resume(name)))
 
-    async def run_recurring(self, name: Name, request: Request) -> Response:
+    async def run_recurring(self, name: Name, request: Request, caller: Caller) -> Response:
         """Publish one event of it now, also if it is paused. Its ticks stay as they are."""
         await self._read_nothing(request)
+        self._publish_rate.take(counted_as(caller, request), 1)
         return json_answer(to_json((await self._node.recurring.run(name))._asdict()), 201)
 
     async def delete_recurring(self, name: Name) -> Response:
@@ -77,7 +86,7 @@ class RecurringEndpoints:
         return json_answer(recurring_object(await self._node.recurring.delete(name)))
 
     async def _read_nothing(self, request: Request) -> None:
-        await read_object(request, self._node.settings.max_body, (), max_depth=1, is_optional=True)
+        await read_object(request, self._node.settings, (), max_depth=1, is_optional=True)
 
 
 def _read(body: Mapping[str, Any], limits: Settings) -> dict[str, Any]:

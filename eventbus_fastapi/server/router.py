@@ -1,6 +1,6 @@
 """The routes of a bus, as a FastAPI router that brings its own start and stop.
 
-    app.include_router(eventbus.router())                    # /ws, /publish, …
+    app.include_router(eventbus.router())                    # /ws, /publish, /client.js, …
     app.include_router(eventbus.router(), prefix="/bus")     # /bus/ws, /bus/publish, …
 
 FastAPI runs a router's lifespan as part of that of the app that includes it: the bus starts after the app's own
@@ -8,50 +8,95 @@ lifespan has begun and stops before it ends. A router must hold all its routes w
 in a router of yours before yours goes into the app. An app that is *mounted* has no lifespan at all: there the outer
 app starts the bus, with `async with eventbus:` in its own lifespan.
 
-Dependencies given to `include_router` guard every route, the WebSocket too. Nothing else of the app is touched.
+Each route asks the `gate` who comes, and those that look after groups, queues and the rest let in admins only.
+Dependencies given to `include_router` guard every route as well, the WebSocket too. Nothing else of the app is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter, Depends, WebSocket
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from eventbus_fastapi.auth import Gate
 from eventbus_fastapi.errors import EventBusError
+from eventbus_fastapi.pipeline.catalog import Catalog
 from eventbus_fastapi.pipeline.node import Node
-from eventbus_fastapi.server import openapi, openapi_archive, openapi_groups, openapi_queues, openapi_recurring
+from eventbus_fastapi.server import (
+    openapi,
+    openapi_archive,
+    openapi_cloudevents,
+    openapi_groups,
+    openapi_queues,
+    openapi_recurring,
+)
 from eventbus_fastapi.server.archive_http import ArchiveEndpoints
+from eventbus_fastapi.server.asyncapi import AsyncAPI
+from eventbus_fastapi.server.asyncapi_http import DOCUMENT_PATH, PAGE_PATH, AsyncAPIEndpoints
+from eventbus_fastapi.server.client_js import ClientScript
 from eventbus_fastapi.server.group_http import GroupEndpoints
+from eventbus_fastapi.server.guard import Access, guard_of
+from eventbus_fastapi.server.handover import Router
 from eventbus_fastapi.server.http import Endpoints
+from eventbus_fastapi.server.limits import Limits
 from eventbus_fastapi.server.problems import ProblemRoute
 from eventbus_fastapi.server.queue_http import QueueEndpoints
 from eventbus_fastapi.server.recurring_http import RecurringEndpoints
+from eventbus_fastapi.server.stream_http import StreamEndpoints
+from eventbus_fastapi.server.ticket_http import Ticket, TicketEndpoints
 from eventbus_fastapi.server.websocket import serve_websocket
+
+if TYPE_CHECKING:
+    from eventbus_fastapi.server.metrics import Metrics
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 """Starts what a router needs, given the app, and stops it."""
 
 
-def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
-    """Return a router with the routes of `node`. `lifespan` starts and stops it; None: somebody else does."""
-    endpoints = Endpoints(node)
-    router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=[openapi.TAG])
+def build_router(
+    node: Node,
+    gate: Gate,
+    limits: Limits,
+    catalog: Catalog,
+    *,
+    lifespan: Lifespan | None = None,
+    metrics: Metrics | None = None,
+) -> APIRouter:
+    """Return a router with the routes of `node`. `lifespan` starts and stops it; None: somebody else does. With
+    `metrics`, they have a route, too.
+    """
+    endpoints = Endpoints(node, limits.publish_rate)
+    router = Router(route_class=ProblemRoute, lifespan=lifespan, tags=[openapi.TAG])
 
     async def websocket(websocket: WebSocket) -> None:
-        await serve_websocket(websocket, node)
+        await serve_websocket(websocket, node, gate, limits)
 
-    def add(path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+    def add(
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        access: Access = "any",
+        responses: Mapping[int | str, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        refusals = openapi.documented(*openapi.REFUSALS) if gate.is_guarded and access != "open" else {}
+        guard = guard_of(gate, access)
         router.add_api_route(
             path,
             endpoint,
             name=f"eventbus_{endpoint.__name__}",
             generate_unique_id_function=partial(openapi.operation_id, path),
+            dependencies=[] if guard is None else [Depends(guard)],
+            responses={**(responses or {}), **refusals},
             **options,
         )
+
+    add_for_admins = partial(add, access="admin")
 
     router.add_api_websocket_route("/ws", websocket, name="eventbus_ws")
     add(
@@ -62,39 +107,70 @@ def build_router(node: Node, *, lifespan: Lifespan | None = None) -> APIRouter:
         summary="Publish events",
         response_model=openapi.Published | list[openapi.Published],
         responses={201: openapi.PUBLISH_ANSWER, **openapi.documented(*openapi.PUBLISH_PROBLEMS)},
-        openapi_extra={"requestBody": openapi.PUBLISH_BODY},
+        openapi_extra={
+            "requestBody": {
+                **openapi.PUBLISH_BODY,
+                "content": {**openapi.PUBLISH_BODY["content"], **openapi_cloudevents.REQUESTS},
+            },
+            "parameters": [openapi_cloudevents.IDEMPOTENCY_KEY],
+        },
     )
     add(
         "/events",
         endpoints.list_events,
         summary="Read the log",
         response_model=openapi.EventPage,
-        responses=openapi.documented(*openapi.LIST_PROBLEMS),
+        responses={200: openapi_cloudevents.PAGE, **openapi.documented(*openapi.LIST_PROBLEMS)},
+    )
+    add(
+        "/events/stream",
+        StreamEndpoints(node, gate, limits.admission).stream_events,
+        summary="Follow the log",
+        response_class=StreamingResponse,  # with its own one FastAPI would write the stream; see `sse`
+        responses={200: openapi.STREAM_ANSWER, **openapi.documented(*openapi.STREAM_PROBLEMS)},
     )
     add(
         "/events/{seq}",
         endpoints.get_event,
         summary="Read one event",
         response_model=openapi.LoggedEventWithStatus,
-        responses=openapi.documented(*openapi.GET_PROBLEMS),
+        responses={200: openapi_cloudevents.ONE, **openapi.documented(*openapi.GET_PROBLEMS)},
     )
     add(
         "/healthz",
         endpoints.healthz,
+        access="open",
         summary="Does the process run?",
         response_model=openapi.Health,
     )
     add(
         "/readyz",
         endpoints.readyz,
+        access="open",
         summary="Can the bus work?",
         response_model=openapi.Readiness,
         responses=openapi.documented(*openapi.READY_PROBLEMS),
     )
-    _add_groups(add, GroupEndpoints(node))
-    _add_queues(add, QueueEndpoints(node))
-    _add_archive(add, ArchiveEndpoints(node))
-    _add_recurring(add, RecurringEndpoints(node))
+    described = AsyncAPIEndpoints(AsyncAPI(catalog, node.settings, ways=gate.ways))
+    add(DOCUMENT_PATH, described.asyncapi_json, include_in_schema=False)
+    add(PAGE_PATH, described.asyncapi_page, include_in_schema=False)
+    add("/client.js", ClientScript().client_js, access="open", include_in_schema=False)
+    if gate.gives_tickets:
+        add(
+            "/tickets",
+            TicketEndpoints(gate).give_ticket,
+            methods=["POST"],
+            status_code=201,
+            summary="Get a ticket",
+            response_model=Ticket,
+        )
+    _add_groups(add_for_admins, GroupEndpoints(node))
+    _add_queues(add_for_admins, QueueEndpoints(node))
+    _add_archive(add_for_admins, ArchiveEndpoints(node))
+    _add_recurring(add_for_admins, RecurringEndpoints(node, limits.publish_rate))
+    if metrics is not None:
+        access: Access = "open" if node.settings.metrics_public else "admin"
+        add("/metrics", metrics.answer, access=access, include_in_schema=False)
     _tell_methods(router)
     return router
 
@@ -263,9 +339,9 @@ def _add_archive(add: Callable[..., None], endpoints: ArchiveEndpoints) -> None:
 
 
 def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> None:
-    """Add the routes that look after recurring events."""
+    """Add the routes that look after recurring events. A name with slashes is none, and told so."""
     docs = openapi_recurring
-    path = "/recurring/{name}"
+    path = "/recurring/{name:path}"
     add(
         "/recurring",
         endpoints.list_recurring,
@@ -273,6 +349,22 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
         response_model=docs.RecurringList,
         responses=openapi.documented(*docs.LIST_PROBLEMS),
     )
+    changes: tuple[tuple[str, Callable[..., Any], type[BaseModel], int, tuple[EventBusError, ...]], ...] = (
+        ("pause", endpoints.pause_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
+        ("resume", endpoints.resume_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
+        ("run", endpoints.run_recurring, openapi.Published, 201, docs.RUN_PROBLEMS),
+    )
+    for verb, change, model, status, problems in changes:
+        add(
+            f"{path}/{verb}",
+            change,
+            methods=["POST"],
+            status_code=status,
+            summary=f"{verb.capitalize()} a recurring event",
+            response_model=model,
+            responses=openapi.documented(*problems),
+            openapi_extra={"requestBody": openapi.NO_BODY},
+        )
     add(
         path,
         endpoints.put_recurring,
@@ -297,26 +389,14 @@ def _add_recurring(add: Callable[..., None], endpoints: RecurringEndpoints) -> N
             response_model=docs.RecurringObject,
             responses=openapi.documented(*docs.GET_PROBLEMS),
         )
-    changes: tuple[tuple[str, Callable[..., Any], type[BaseModel], int, tuple[EventBusError, ...]], ...] = (
-        ("pause", endpoints.pause_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
-        ("resume", endpoints.resume_recurring, docs.RecurringObject, 200, docs.CHANGE_PROBLEMS),
-        ("run", endpoints.run_recurring, openapi.Published, 201, docs.RUN_PROBLEMS),
-    )
-    for verb, change, model, status, problems in changes:
-        add(
-            f"{path}/{verb}",
-            change,
-            methods=["POST"],
-            status_code=status,
-            summary=f"{verb.capitalize()} a recurring event",
-            response_model=model,
-            responses=openapi.documented(*problems),
-            openapi_extra={"requestBody": openapi.NO_BODY},
-        )
 
 
 def _tell_methods(router: APIRouter) -> None:
-    """Have each route know the methods of those that share its path: it answers for all where none fits."""
+    """Have each route know the methods of those that share its path: it answers for all where none fits.
+
+    A path that could be the name of something as well, as `/groups/mail/pause`, is no name for another method.
+    """
     routes = [route for route in router.routes if isinstance(route, ProblemRoute)]
     for route in routes:
         route.allowed = frozenset[str]().union(*(other.methods or () for other in routes if other.path == route.path))
+        route.is_final = any(other.path_regex.match(route.path) for other in routes if other.path != route.path)

@@ -13,6 +13,8 @@ from eventbus_fastapi.pipeline.channel import Gap
 
 
 class Sent:
+    __slots__ = ("_runs",)
+
     def __init__(self, after: int) -> None:
         self._runs: list[tuple[int, int]] = [(after, after)]
         """(exclusive, inclusive), ascending. The last one grows."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+"""What a task does."""
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -12,7 +12,7 @@ from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import Ack, Appended, Store
 from eventbus_fastapi.store.engines import close_engine, create_engine, create_session_engine, is_memory
 from eventbus_fastapi.store.mysql import MySQLStore
-from eventbus_fastapi.store.outbox import AsyncTransaction, Outbox, SyncTransaction
+from eventbus_fastapi.store.outbox import AsyncTransaction, OutboxWriter, SyncTransaction
 from eventbus_fastapi.store.postgresql import PostgreSQLStore
 from eventbus_fastapi.store.reader import Head, Peek, Scan, StoredEvent
 from eventbus_fastapi.store.sqlite import SQLiteStore
@@ -22,7 +22,7 @@ __all__ = [
     "Appended",
     "AsyncTransaction",
     "Head",
-    "Outbox",
+    "OutboxWriter",
     "Peek",
     "Scan",
     "Store",

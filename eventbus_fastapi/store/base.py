@@ -34,10 +34,11 @@ from eventbus_fastapi.events import Draft, Message, Receipt
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.archive import Archive
-from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.database import AnyRow, Collision, chunks
 from eventbus_fastapi.store.dead_letters import DeadLetters
 from eventbus_fastapi.store.engines import close_engine
 from eventbus_fastapi.store.groups import Groups
+from eventbus_fastapi.store.log_entries import LogEntries
 from eventbus_fastapi.store.queues import Queues
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader, count_fitting
 from eventbus_fastapi.store.recurring import RecurringEvents
@@ -51,8 +52,6 @@ DRAIN_LIMIT = 1_000
 """Outbox rows that move to the log in one transaction."""
 BATCH_STEPS = (16, 128, DRAIN_LIMIT)
 """How many sizes are asked for until the bytes are enough: MySQL reads a payload to tell how long it is."""
-IN_LIMIT = 500
-"""Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
 
 
 class Appended(NamedTuple):
@@ -91,6 +90,8 @@ class Ack(NamedTuple):
 
     seq: int
     message_id: UUID | None = None
+    may_read: Callable[[str], bool] | None = None
+    """Says of a topic whether whoever acknowledges may see it; else it counts as not there. None: they may."""
 
 
 class Store(LogReader):
@@ -101,6 +102,7 @@ class Store(LogReader):
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
+        self.entries = LogEntries(self)
         self.groups = Groups(self)
         self.dead_letters = DeadLetters(self, self.groups)
         self.archive = Archive(self)
@@ -108,6 +110,11 @@ class Store(LogReader):
         self.queues = Queues(self)
         self.roster = Roster(self)
         self.unique = UniqueAppends(self)
+        self.notifies_every = 0.0
+        """Seconds between two appends of which other nodes are told, where it can tell them: they hear of those between
+        in another way. 0: they are told of each."""
+        self.sequenced = 0
+        """Rows that this store has moved from the outbox to the log, with whichever call."""
         self._renew_locks()
 
     def _renew_locks(self) -> None:
@@ -161,10 +168,14 @@ class Store(LogReader):
                 receipts = [Receipt(draft.message_id, seq) for seq, draft in enumerate(drafts, start=first)]
                 return Appended(receipts, last_seq, drafts, created_at)
 
+        moved = 0
+
         async def work(connection: AsyncConnection, is_careful: bool) -> tuple[list[Receipt], int] | None:
+            nonlocal moved
+            moved = 0
             last_seq, has_outbox = await self._lock_head(connection)
             if has_outbox:
-                _, last_seq, is_all = await self._move_outbox(connection, last_seq, is_careful)
+                moved, last_seq, is_all = await self._move_outbox(connection, last_seq, is_careful)
                 if not is_all:
                     return None  # the rest comes first; commit this much and go on
             if is_mixed:
@@ -176,7 +187,8 @@ class Store(LogReader):
             return receipts, last_seq + len(drafts)
 
         while (done := await self._append(work, is_careful=has_twins)) is None:
-            pass
+            self.sequenced += moved
+        self.sequenced += moved
         return Appended(*done, drafts)
 
     async def _append_alone(self, drafts: Sequence[Draft]) -> tuple[int, int] | None:
@@ -198,7 +210,9 @@ class Store(LogReader):
                 return 0, last_seq
             return (await self._move_outbox(connection, last_seq, is_careful))[:2]
 
-        return await self._append(work)
+        moved, last_seq = await self._append(work)
+        self.sequenced += moved
+        return moved, last_seq
 
     async def promote(self) -> int:
         """Move scheduled events that are due to the outbox, at most 1,000 and about 4 MiB; return how many."""
@@ -206,7 +220,7 @@ class Store(LogReader):
         async def work(connection: AsyncConnection) -> int:
             rows, _ = await self._batch(connection, self.sql.due)
             ids = [row.id for row in rows]
-            for chunk in _chunks(ids):
+            for chunk in chunks(ids):
                 await connection.execute(self.sql.copy_to_outbox, {"ids": chunk})
             if ids:
                 await self._take_out(connection, self.tables.scheduled, ids)
@@ -222,7 +236,7 @@ class Store(LogReader):
 
         async def work(connection: AsyncConnection) -> list[EventBusError | None]:
             found: dict[int, AnyRow] = {}
-            for chunk in _chunks(seqs):
+            for chunk in chunks(seqs):
                 for row in await connection.execute(self.sql.state_of_seqs, {"seqs": chunk}):
                     found[row[0]] = row
             verdicts = [_judge(ack, found.get(ack.seq)) for ack in acks]
@@ -235,6 +249,12 @@ class Store(LogReader):
         return await self.transact(work, retry_on_integrity=True)
 
     # --- retention ---
+
+    async def find(self, message_ids: Sequence[UUID]) -> dict[UUID, int | None]:
+        """Return the seqs of those of these events that are stored; None: it has none yet."""
+        async with self._translated(), self._reader() as connection:
+            waiting = await self._waiting(connection, list(message_ids))  # first: in between one may enter the log
+            return {**dict.fromkeys(waiting), **await self._known(connection, list(message_ids))}
 
     async def remove_expired(self, limit: int = 1_000) -> int:
         """Remove up to `limit` events whose TTL is over; return how many. While there are none, nothing is locked."""
@@ -270,7 +290,7 @@ class Store(LogReader):
             return 0
 
         async def work(connection: AsyncConnection) -> None:
-            for chunk in _chunks(seqs):
+            for chunk in chunks(seqs):
                 await connection.execute(self.sql.remove_from_log, {"seqs": chunk})
                 await connection.execute(self.sql.remove_from_processed, {"seqs": chunk})
             if is_oldest:  # last, so that the head's lock is held for no longer than the commit
@@ -300,7 +320,7 @@ class Store(LogReader):
             fresh = [row for row in rows if row.message_id not in known and first_of[row.message_id] is row]
         if fresh:
             now = (await connection.execute(self.sql.now)).scalar_one()
-            for ids in _chunks([row.id for row in fresh]):
+            for ids in chunks([row.id for row in fresh]):
                 await connection.execute(self.sql.copy_to_log, {"ids": ids, "base": last_seq, "now": now})
                 last_seq += len(ids)
             await self._move_head(connection, last_seq)
@@ -395,14 +415,14 @@ class Store(LogReader):
 
     async def _known(self, connection: AsyncConnection, message_ids: list[UUID]) -> dict[UUID, int]:
         known: dict[UUID, int] = {}
-        for chunk in _chunks(message_ids):
+        for chunk in chunks(message_ids):
             rows = await connection.execute(self.sql.seqs_of_message_ids, {"message_ids": chunk})
             known.update((row[0], row[1]) for row in rows)
         return known
 
     async def _waiting(self, connection: AsyncConnection, message_ids: list[UUID]) -> set[UUID]:
         waiting: set[UUID] = set()
-        for chunk in _chunks(message_ids):
+        for chunk in chunks(message_ids):
             for query in self.sql.waiting_of_message_ids:
                 waiting.update((await connection.execute(query, {"message_ids": chunk})).scalars())
         return waiting
@@ -427,12 +447,8 @@ class Store(LogReader):
 
 
 def _judge(ack: Ack, row: AnyRow | None) -> EventBusError | None:
-    if row is None:
+    if row is None or (ack.may_read is not None and not ack.may_read(row[3])):
         return NotFound(f"no event at seq {ack.seq}")
     if ack.message_id is not None and ack.message_id != row[1]:
         return AckMismatch(f"the event at seq {ack.seq} has message_id {row[1]}, got {ack.message_id}")
     return None
-
-
-def _chunks(values: list[T]) -> list[list[T]]:
-    return [values[start : start + IN_LIMIT] for start in range(0, len(values), IN_LIMIT)]

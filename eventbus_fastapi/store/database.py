@@ -22,7 +22,14 @@ from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import SchemaOutdated, StoreError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.engines import MYSQL
-from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect, translate
+from eventbus_fastapi.store.failures import (
+    FAILURES,
+    first_line,
+    hide_parameters,
+    is_contention,
+    is_disconnect,
+    translate,
+)
 from eventbus_fastapi.store.statements import Query
 
 T = TypeVar("T")
@@ -33,6 +40,8 @@ ATTEMPTS = 5
 """How often a transaction runs when the database asks to run it again."""
 FIRST_USED_AT = "eventbus_first_used_at"
 """Where a pooled connection keeps when it first left the pool."""
+IN_LIMIT = 500
+"""Most values in one IN list; SQLite's and PostgreSQL's planners like short ones."""
 
 
 class Collision(Exception):
@@ -89,6 +98,7 @@ class Database:
             except IntegrityError as exc:
                 if is_optimistic:
                     raise Collision from exc
+                hide_parameters(exc)
                 if not retry_on_integrity or attempt == ATTEMPTS - 1:
                     raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
             except FAILURES as exc:
@@ -150,3 +160,8 @@ class Database:
         if self.engine.dialect.driver == "asyncpg":
             cast(Any, connection).driver_connection.terminate()  # its close() would say goodbye and wait
         raise DisconnectionError("the connection was open when a statement was not answered")
+
+
+def chunks(values: list[T]) -> list[list[T]]:
+    """Return values in lists that are short enough for one IN."""
+    return [values[start : start + IN_LIMIT] for start in range(0, len(values), IN_LIMIT)]

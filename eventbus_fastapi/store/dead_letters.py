@@ -9,15 +9,39 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventbus_fastapi import codec
+from eventbus_fastapi.errors import GroupNotFound, quote
 from eventbus_fastapi.store import pages
-from eventbus_fastapi.store.group import Group
+from eventbus_fastapi.store.database import chunks
+from eventbus_fastapi.store.group import Group, errors_text
 from eventbus_fastapi.store.groups import Groups
 from eventbus_fastapi.store.reader import LARGEST_SEQ, LogReader
+
+FOREIGN_SEQS = 2**52
+"""The seqs of what has no place in the log begin here; the log does not get there."""
+
+
+class Refused(NamedTuple):
+    """What another system has sent and cannot enter the log, as a dead letter keeps it."""
+
+    message_id: UUID
+    topic: str
+    body: bytes
+    metadata: str
+    """A JSON object: what is needed to try it again."""
+    errors: list[dict[str, Any]]
+
+    @property
+    def seq(self) -> int:
+        """A number of its own, the same for the same message_id; it is no place in the log."""
+        return FOREIGN_SEQS + int.from_bytes(sha256(self.message_id.bytes).digest()[:8], "big") % FOREIGN_SEQS
+
 
 Change = Callable[[Group, Sequence[int]], Awaitable[int]]
 
@@ -97,6 +121,28 @@ class DeadLetters:
 
         return DeadPage(*await pages.find(read, wanted.accepts, after=after, limit=limit))
 
+    async def bury(self, group: Group, refused: Sequence[Refused]) -> None:
+        """Keep what could not enter the log as dead letters of a group, each once however often it comes.
+
+        Raises:
+            GroupNotFound: the group was deleted.
+        """
+        letters = {letter.seq: letter for letter in refused}
+
+        async def work(connection: AsyncConnection) -> None:
+            # The lock first: of two that bury the same at the same time the second finds it.
+            if (await connection.execute(self._sql.lock_group, {"group_id": group.id})).first() is None:
+                raise GroupNotFound(f"no group {quote(group.name)}")
+            known: set[int] = set()
+            for seqs in chunks(list(letters)):
+                rows = await connection.execute(self._sql.dead_of_seqs, {"group_id": group.id, "seqs": seqs})
+                known.update(rows.scalars())
+            for seq, letter in letters.items():  # one by one: they may be large
+                if seq not in known:
+                    await connection.execute(self._sql.bury_foreign, _row_of(group.id, letter))
+
+        await self._store.transact(work)
+
     async def revive(self, group: Group, wanted: DeadFilter, *, after: int = 0) -> Changed:
         """Have those of a group that are meant tried again at once, with all their attempts and without their TTL."""
         return await self._change(self._groups.revive, group, wanted, after)
@@ -149,3 +195,18 @@ class DeadLetters:
         async with self._store._translated(), self._store._reader() as connection:
             rows = (await connection.execute(query, parameters)).all()
         return [DeadEntry._make((*row[:-2], pages.tags_in(row.metadata), json.loads(row.errors))) for row in rows]
+
+
+def _row_of(group_id: int, letter: Refused) -> dict[str, Any]:
+    return {
+        "group_id": group_id,
+        "seq": letter.seq,
+        "message_id": letter.message_id,
+        "topic": letter.topic,
+        "key": None,
+        "payload": letter.body,
+        "content_type": codec.BINARY,
+        "metadata": letter.metadata,
+        "expires_at": None,
+        "errors": errors_text(letter.errors),
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from eventbus_fastapi.errors import StoreError, StoreUnavailable
@@ -28,6 +28,8 @@ PASSING_NUMBERS = (1021, 1040, 1053, 1129, 1203, 1290, 1836)
 """The same of MySQL: disk full, too many connections, shutdown, host blocked, user's connections, read-only (two)."""
 CLIENT_NUMBERS = range(2000, 3000)
 """What MySQL's client says when it has not reached the server, or has lost it."""
+MISSING_STATE, MISSING_NUMBER = "42P01", 1146
+"""A table that is not there: on PostgreSQL, on MySQL."""
 FULL = 13
 """SQLite's word for a full disk."""
 
@@ -51,11 +53,30 @@ def is_disconnect(exc: BaseException) -> bool:
     return isinstance(exc, OSError) and not isinstance(exc, TimeoutError)
 
 
+def is_missing_table(exc: BaseException) -> bool:
+    """True if a table that the statement names is not there."""
+    if not isinstance(exc, DBAPIError) or exc.orig is None:
+        return False
+    if isinstance(exc.orig, sqlite3.Error):
+        return str(exc.orig).startswith("no such table")
+    arguments = exc.orig.args
+    return getattr(exc.orig, "sqlstate", None) == MISSING_STATE or bool(arguments and arguments[0] == MISSING_NUMBER)
+
+
 def translate(exc: BaseException) -> StoreError:
     """Turn a driver's error into ours: StoreUnavailable if trying again makes sense, else StoreError."""
+    hide_parameters(exc)
     if _passes(exc):
         return StoreUnavailable(f"the database is not available: {first_line(exc)}")
     return StoreError(f"the database refused: {first_line(exc)}")
+
+
+def hide_parameters(exc: BaseException) -> None:
+    """Have an error of SQLAlchemy's not show what its statement was given: it is the cause of ours, and may be logged
+    with it.
+    """
+    if isinstance(exc, StatementError):
+        exc.hide_parameters = True
 
 
 def _passes(exc: BaseException) -> bool:

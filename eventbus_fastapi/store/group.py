@@ -10,7 +10,8 @@ from uuid import UUID
 from eventbus_fastapi.events import Message
 from eventbus_fastapi.settings import ArchiveMode as ArchiveMode  # of a group, and what a deployment says of it
 
-OrderedBy = Literal["key"]
+OrderedBy = Literal["key", "log"]
+"""`key`: of a key one event after the other. `log`: all events in the order of the log, and one owner at a time."""
 Ended = Literal["acked", "discarded", "dead"]
 """How an event can end in a group."""
 

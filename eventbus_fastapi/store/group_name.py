@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from eventbus_fastapi.errors import InvalidGroup, quote
+from eventbus_fastapi.names import MAX_NAME, is_name
 
-MAX_NAME = 255
-"""Longest name, bytes."""
 ENDINGS = ("retries", "blocked-keys", "pause", "resume", "reset")
 """What stands after the name of a group in the paths of HTTP."""
 
@@ -21,7 +20,7 @@ def check_group_name(name: object, of: str = "group") -> str:
     """
     if not isinstance(name, str):
         raise InvalidGroup(f"the name of a {of} must be str, got {type(name).__name__}")
-    if not name or not name.isprintable() or " " in name or len(name.encode()) > MAX_NAME:
+    if not is_name(name):
         expected = f"the name of a {of} must be 1 to {MAX_NAME} bytes without spaces and control characters"
         raise InvalidGroup(f"{expected}, got {quote(name)}")
     parts = name.split("/")

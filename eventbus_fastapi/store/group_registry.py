@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventbus_fastapi.errors import GroupNotFound, quote
+from eventbus_fastapi.errors import GroupConflict, GroupNotFound, quote
 from eventbus_fastapi.store.archive import Archive
-from eventbus_fastapi.store.database import AnyRow, Collision
+from eventbus_fastapi.store.database import AnyRow, Collision, chunks
 from eventbus_fastapi.store.group import ArchiveMode, Figures, Group, Look, OrderedBy, WaitingRetry
 from eventbus_fastapi.store.group_name import check_group_name
 from eventbus_fastapi.store.group_statements import GroupStatements
@@ -50,6 +50,7 @@ class GroupRegistry:
 
         Raises:
             InvalidGroup: it cannot be the name of a group.
+            GroupConflict: it is a relay's, and who asks is none; or the other way round.
         """
         check_group_name(name)
         values = {
@@ -63,6 +64,9 @@ class GroupRegistry:
         if await self._read(name) is None:
             await self._add({"name": name, "cursor": after, **values})
         group = await self.get(name)
+        if (group.ordered_by == "log") != (ordered_by == "log"):
+            kind = "is a relay's, and nobody else can" if group.ordered_by == "log" else "is there, and no relay can"
+            raise GroupConflict(f"the group {quote(name)} {kind} take events of it")
         wanted = group._replace(
             patterns=tuple(patterns),
             ordered_by=ordered_by,
@@ -72,9 +76,28 @@ class GroupRegistry:
             rate_limit=rate_limit,
         )
         if is_declared and wanted != group:
-            await self._execute(self.sql.declare_group, {"group_id": group.id, **values})
+            await self._declare(group.id, values)
             group = await self.get(name)
         return group
+
+    async def _declare(self, group_id: int, values: dict[str, Any]) -> None:
+        """Change what is said of a group. In one that is ordered by key from now on, what is in flight has its keys."""
+
+        async def work(connection: AsyncConnection) -> None:
+            parameters = {"group_id": group_id}
+            # First the lock that a claim takes: one that knows no order yet is over, or will find another.
+            await connection.execute(self.sql.lock_group, parameters)
+            await connection.execute(self.sql.declare_group, {**parameters, **values})
+            if values["ordered_by"] is None:
+                return
+            for token, pending in (await connection.execute(self.sql.unkeyed_leases, parameters)).all():
+                keys: dict[str, list[int]] = {}
+                for seqs in chunks(decode_seqs(pending)):
+                    for key, seq in await connection.execute(self.sql.keys_of_seqs, {"seqs": seqs}):
+                        keys.setdefault(key, []).append(seq)
+                await connection.execute(self.sql.key_lease, {"held": token, "keys": json.dumps(keys)})
+
+        await self._store.transact(work)
 
     async def get(self, name: str) -> Group:
         """Return a group.
@@ -116,7 +139,43 @@ class GroupRegistry:
         if behind is None:
             raise GroupNotFound(f"no group {quote(group.name)}")
         in_flight = sum(len(decode_seqs(pending)) for pending in pendings) + held
-        return Figures(behind[0], max(0, behind[1] or 0) / 1_000_000, in_flight, waiting, dead)
+        lag, since = behind if group.patterns else (0, None)
+        return Figures(lag, _seconds(since), in_flight, waiting, dead)
+
+    async def all_figures(self) -> dict[int, Figures]:
+        """Return how all groups are doing, by id: `figures` with about as many statements for all as for one."""
+        async with self._store._translated(), self._store._reader() as connection:
+            lags = (await connection.execute(self.sql.all_lags)).all()  # in this order: see `figures`
+            entered = await self._entered(connection, {row.cursor for row in lags if row.cursor < row.last_seq})
+            pendings = (await connection.execute(self.sql.all_pendings)).all()
+            retries = (await connection.execute(self.sql.all_retries)).all()
+            dead = {row[0]: row[1] for row in await connection.execute(self.sql.all_dead)}
+        waiting = {row[0]: row[1] - row[2] for row in retries}
+        in_flight = {row[0]: row[2] for row in retries}
+        for group_id, pending in pendings:
+            in_flight[group_id] = in_flight.get(group_id, 0) + len(decode_seqs(pending))
+        found = {}
+        for group_id, cursor, last_seq, now in lags:
+            since = entered.get(cursor)
+            seconds = 0.0 if since is None else _seconds(now - since)
+            of_group = (in_flight.get(group_id, 0), waiting.get(group_id, 0), dead.get(group_id, 0))
+            found[group_id] = Figures(last_seq - cursor, seconds, *of_group)
+        return found
+
+    async def _entered(self, connection: AsyncConnection, cursors: set[int]) -> dict[int, int]:
+        """Return when the first event after each of some cursors entered the log.
+
+        That is the next seq, unless a TTL or retention took it.
+        """
+        found: dict[int, int] = {}
+        for chunk in chunks(sorted(cursors)):
+            rows = await connection.execute(self.sql.times_of, {"seqs": [cursor + 1 for cursor in chunk]})
+            found.update((seq - 1, created_at) for seq, created_at in rows)
+        for cursor in cursors - found.keys():
+            row = (await connection.execute(self._store.sql.first_from, {"seq": cursor + 1})).first()
+            if row is not None:
+                found[cursor] = row.created_at
+        return found
 
     async def pause(self, name: str) -> None:
         """Hand out nothing more of a group; what is in flight may be settled."""
@@ -206,6 +265,10 @@ class GroupRegistry:
             return (await connection.execute(statement, parameters)).rowcount
 
         return await self._store.transact(work)
+
+
+def _seconds(micros: int | None) -> float:
+    return max(0, micros or 0) / 1_000_000
 
 
 def group_of(row: AnyRow) -> Group:

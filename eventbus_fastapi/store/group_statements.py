@@ -14,11 +14,13 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -28,6 +30,8 @@ from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, now_micros
 
 MESSAGE_FIELDS = ("seq", *EVENT_FIELDS, "created_at", "expires_at")
 """What makes a `Message`, in its order."""
+NO_PATTERNS = "[]"
+"""Of a group that reads nothing of the log: it has dead letters of what could not enter it."""
 DECLARED = ("ordered_by", "max_attempts", "archive", "max_in_flight", "rate_limit")
 """What is said of a group besides its patterns."""
 
@@ -101,16 +105,35 @@ class GroupStatements:
             .select_from(group.join(head, head.c.id == 1))
         )
         """In events, and in time."""
+        reads_nothing = group.c.patterns == NO_PATTERNS
+        self.all_lags: Query = select(
+            group.c.id,
+            case((reads_nothing, head.c.last_seq), else_=group.c.cursor).label("cursor"),
+            head.c.last_seq,
+            now,
+        ).select_from(group.join(head, head.c.id == 1))
+        """By group: where it is, where the log ends, and now. How long its events wait is not part of it: MariaDB would
+        read the log from its beginning for each group."""
+        self.times_of: Query = select(event.c.seq, event.c.created_at).where(
+            event.c.seq.in_(bindparam("seqs", expanding=True))
+        )
         self.counts: Query = select(
             count(retry, retry.c.token.is_(None)), count(retry, retry.c.token.is_not(None)), count(dead)
         )
         """Retries that wait, retries that are held, dead letters."""
         self.pendings: Query = select(lease.c.pending).where(lease.c.group_id == _big("group_id"))
+        self.all_pendings: Query = select(lease.c.group_id, lease.c.pending)
+        self.all_retries: Query = select(retry.c.group_id, func.count(), func.count(retry.c.token)).group_by(
+            retry.c.group_id
+        )
+        """By group: all retries, and those that are held."""
+        self.all_dead: Query = select(dead.c.group_id, func.count()).group_by(dead.c.group_id)
         self.floor: Query = select(
-            select(func.min(group.c.cursor) + 1).scalar_subquery(),
+            select(func.min(group.c.cursor) + 1).where(~reads_nothing).scalar_subquery(),
             select(func.min(lease.c.first_seq)).scalar_subquery(),
         )
-        """The first seq that some group has not read, and the first that some group has in flight."""
+        """The first seq that some group has not read, and the first that some group has in flight. A group without
+        patterns reads nothing of the log."""
         self.look: Query = select(
             *columns,
             select(func.min(lease.c.until)).where(lease.c.group_id == group.c.id).scalar_subquery(),
@@ -165,6 +188,16 @@ class GroupStatements:
         self.keys_of_leases: Query = select(lease.c.pending, lease.c.key_seqs).where(
             lease.c.group_id == _big("group_id"), lease.c.key_seqs.is_not(None)
         )
+        self.unkeyed_leases: Query = select(lease.c.token, lease.c.pending).where(
+            lease.c.group_id == _big("group_id"), lease.c.key_seqs.is_(None)
+        )
+        self.keys_of_seqs: Query = select(event.c.key, event.c.seq).where(
+            event.c.seq.in_(bindparam("seqs", expanding=True)), event.c.key.is_not(None)
+        )
+        self.key_lease: Update = (
+            update(lease).where(lease.c.token == bindparam("held")).values(key_seqs=bindparam("keys", type_=Text))
+        )
+        """Parameters: held, keys."""
         self.keys_of_retries: Query = (
             select(retry.c.key).where(retry.c.group_id == _big("group_id"), retry.c.key.is_not(None)).distinct()
         )
@@ -222,15 +255,18 @@ class GroupStatements:
             retry.c.group_id == _big("group_id"), retry.c.seq.in_(bindparam("seqs", expanding=True))
         )
         earlier = retry.alias("earlier")
-        due: Query = (
+        found: Query = (
             select(
                 *(retry.c[name] for name in MESSAGE_FIELDS),
-                *(retry.c[name] for name in ("attempt", "losses", "token", "owner", "errors")),
+                *(retry.c[name] for name in ("attempt", "losses", "token", "owner", "errors", "run_at")),
                 now,
             )
-            .where(retry.c.group_id == _big("group_id"), retry.c.run_at <= now)
-            .order_by(retry.c.run_at, retry.c.seq)
+            .where(retry.c.group_id == _big("group_id"))
             .limit(bindparam("limit"))
+        )
+        due = (
+            found.where(retry.c.run_at <= now)
+            .order_by(retry.c.run_at, retry.c.seq)
             .with_for_update(skip_locked=True, of=retry)
         )
         self.due_retries: Query = due
@@ -240,6 +276,22 @@ class GroupStatements:
             .exists()
         )
         """Of each key only the first that is not settled."""
+        is_out = and_(retry.c.token.is_not(None), retry.c.run_at > now)
+        is_mine = and_(is_out, retry.c.owner == bindparam("me"))
+        self.first_retries: Query = found.where(~is_mine).order_by(retry.c.seq).with_for_update(of=retry)
+        """The first in the log, due or not, without those that `me` holds."""
+        self.log_is_taken: Query = select(
+            or_(
+                select(lease.c.token)
+                .where(lease.c.group_id == _big("group_id"), lease.c.owner != bindparam("me"))
+                .exists(),
+                select(retry.c.seq)
+                .where(retry.c.group_id == _big("group_id"), is_out, retry.c.owner != bindparam("me"))
+                .exists(),
+            ).label("is_others"),
+            select(retry.c.seq).where(retry.c.group_id == _big("group_id"), ~is_mine).exists().label("is_waiting"),
+        )
+        """Whether others than `me` have a lease, ended or not, or a retry; whether some retry is not held by `me`."""
         self.next_retry: Query = select(func.min(retry.c.run_at) - now).where(
             retry.c.group_id == _big("group_id"), retry.c.run_at > now
         )
@@ -292,6 +344,8 @@ class GroupStatements:
             ),
         )
         """The same, of an event that has a row among the retries."""
+        self.bury_foreign: Insert = insert(dead).values(created_at=now, died_at=now, attempt=1).inline()
+        """What has no place in the log; parameters: group_id, seq, the fields of an event, errors."""
         self.remove_dead: Delete = delete(dead).where(
             dead.c.group_id == _big("group_id"), dead.c.seq.in_(bindparam("seqs", expanding=True))
         )

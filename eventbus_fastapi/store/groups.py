@@ -17,6 +17,10 @@ kills its process ends as a dead letter, too. All times are the database's.
 
 In a group that is ordered by key, an event whose key is in flight or waits goes to the retries with no attempt begun,
 and of each key only the first that is not settled is handed out.
+
+In a group that is ordered by the log, all that is in flight is one owner's, who may claim further ranges meanwhile.
+Another takes over once nothing is left of that: the lease was settled or given back, or has ended and was rescued. What
+waits among the retries comes first, in the order of the log, and nothing new is claimed before.
 """
 
 from __future__ import annotations
@@ -63,6 +67,8 @@ class Groups(GroupRegistry):
     def __init__(self, store: LogReader) -> None:
         super().__init__(store)
         self.limits = Limits(store)
+        self.given_up = 0
+        """Events that became dead letters here because their last attempts ended without a word."""
 
     # --- claiming ---
 
@@ -72,17 +78,22 @@ class Groups(GroupRegistry):
         """Move the cursor from where `group` has it to `up_to`, and hold what matches in between.
 
         Returns the claim; of a group ordered by key, without what has to wait; of one with a limit, as far as that
-        goes. None: the cursor is elsewhere, the group reads other patterns than `group` says, in another order or
-        with other limits, is paused or gone; nothing has changed.
+        goes; of one ordered by the log, nothing while another has the turn or retries come first. None: the cursor is
+        elsewhere, the group reads other patterns than `group` says, in another order or with other limits, is paused
+        or gone; nothing has changed.
         """
         token = uuid4()
 
         async def work(connection: AsyncConnection) -> Claim | None:
             reached = up_to
             claimed = messages
-            if group.is_limited and messages:
-                # Before anything is counted: what another node claims at the same time counts, too.
+            is_log = group.ordered_by == "log"
+            if (group.is_limited or is_log) and messages:
+                # Before anything is looked at: what another node claims at the same time counts, too.
                 await connection.execute(self.sql.lock_group, {"group_id": group.id})
+            if is_log and messages and any(await self._log_is_taken(connection, group.id, owner)):
+                return Claim(token, (), group.cursor)
+            if group.is_limited and messages:
                 room = await self.limits.room(connection, group, len(messages))
                 if room.events == 0:
                     return Claim(token, (), group.cursor)
@@ -92,7 +103,7 @@ class Groups(GroupRegistry):
             parameters = {**expected(group), "cursor": reached}
             if (await connection.execute(self.sql.move_cursor, parameters)).rowcount != 1:
                 return None
-            if group.ordered_by is not None:
+            if group.ordered_by == "key":
                 claimed = await self._hold_back(connection, group, claimed)
             seqs = tuple(message.seq for message in claimed)
             await self.limits.grant(connection, group, len(seqs))
@@ -105,7 +116,7 @@ class Groups(GroupRegistry):
                         "owner": owner,
                         "first_seq": seqs[0],
                         "pending": encode_seqs(seqs),
-                        "key_seqs": None if group.ordered_by is None else _keys(claimed),
+                        "key_seqs": _keys(claimed) if group.ordered_by == "key" else None,
                         "duration": micros(lease),
                     },
                 )
@@ -137,6 +148,13 @@ class Groups(GroupRegistry):
             )
         return free
 
+    async def _log_is_taken(self, connection: AsyncConnection, group_id: int, owner: str) -> tuple[bool, bool]:
+        """Return whether another owner has a lease or holds a retry, and whether there are retries that this one does
+        not hold.
+        """
+        row = (await connection.execute(self.sql.log_is_taken, {"group_id": group_id, "me": owner})).one()
+        return bool(row.is_others), bool(row.is_waiting)
+
     async def _keys_in_flight(self, connection: AsyncConnection, group_id: int) -> set[str]:
         keys: set[str] = set()
         for pending, held in await connection.execute(self.sql.keys_of_leases, {"group_id": group_id}):
@@ -147,15 +165,19 @@ class Groups(GroupRegistry):
     async def hold_retries(self, group: Group, *, limit: int, owner: str, lease: float) -> list[Held]:
         """Hold up to `limit` events whose next attempt is due. What has no attempt left becomes a dead letter.
 
-        None are returned only where none are due, or a limit of the group leaves no room.
+        None are returned only where none are due, a limit of the group leaves no room, or another has the turn in one
+        that is ordered by the log.
         """
         token = uuid4()
 
+        given_up = 0
+
         async def work(connection: AsyncConnection) -> tuple[list[Held], bool]:
-            is_ordered = group.ordered_by is not None
-            parameters = {"group_id": group.id}
+            nonlocal given_up
+            given_up = 0
+            parameters: dict[str, Any] = {"group_id": group.id}
             row = None
-            if not is_ordered and not group.is_limited:
+            if group.ordered_by is None and not group.is_limited:
                 row = (await connection.execute(self.sql.read_group_by_id, parameters)).first()
             if row is None or group_of(row).is_limited:  # since the holder looked, perhaps
                 row = (await connection.execute(self.sql.lock_group, parameters)).first()
@@ -165,19 +187,25 @@ class Groups(GroupRegistry):
             room = await self.limits.room(connection, known, limit)
             if room.events == 0:
                 return [], False
+            is_log = known.ordered_by == "log"
+            if is_log and (await self._log_is_taken(connection, group.id, owner))[0]:
+                return [], False
             # First the keys: what fails between the two statements goes from the leases to the retries, never back.
-            taken = await self._keys_in_flight(connection, group.id) if is_ordered else set()
-            due = self.sql.due_heads if is_ordered else self.sql.due_retries
+            taken = await self._keys_in_flight(connection, group.id) if known.ordered_by == "key" else set()
             # Each key that is taken may have a head that is due: they shall not hide those of other keys.
-            rows = (await connection.execute(due, {"group_id": group.id, "limit": limit + len(taken)})).all()
+            parameters |= {"limit": limit + len(taken), "me": owner}
+            statement = {"key": self.sql.due_heads, "log": self.sql.first_retries}.get(
+                known.ordered_by or "", self.sql.due_retries
+            )
+            rows = (await connection.execute(statement, parameters)).all()
             held: list[_Candidate] = []
             dead: list[Death] = []
             ended: list[Ending] = []
             gone: list[int] = []
             archive = row.archive
             for row in rows:
-                if len(held) == room.events:
-                    break
+                if len(held) == room.events or (is_log and row.run_at > row[-1]):
+                    break  # in the log what follows waits for it
                 if row.key in taken and row.key is not None:
                     continue
                 candidate = _Candidate(row)
@@ -186,12 +214,13 @@ class Groups(GroupRegistry):
                 elif candidate.attempt >= group.max_attempts:
                     dead.append(Death(row.seq, candidate.attempt, candidate.errors))
                     ended.append(candidate.ending(owner))
-                elif candidate.losses >= MOST_LOSSES and held:
+                elif candidate.losses >= MOST_LOSSES and held and not is_log:
                     continue
                 else:
                     held.append(candidate)
-                    if candidate.losses >= MOST_LOSSES:
+                    if candidate.losses >= MOST_LOSSES and not is_log:
                         break
+            given_up = len(dead)
             await self._bury(connection, group.id, dead, is_retry=True)
             await self._remove_retries(connection, group.id, [*gone, *(death.seq for death in dead)])
             await self.limits.grant(connection, known, len(held))
@@ -217,8 +246,10 @@ class Groups(GroupRegistry):
             return [Held(item.message, item.attempt + 1, token, item.errors) for item in held], bool(gone or dead)
 
         held, may_be_more = await self._store.transact(work)
+        self.given_up += given_up
         while may_be_more and not held:
             held, may_be_more = await self._store.transact(work)
+            self.given_up += given_up
         return held
 
     async def next_retry(self, group: Group) -> float | None:

@@ -168,9 +168,11 @@ def limit_period(name: str, per: object) -> int:
         InvalidGroup: it is no duration; `check_limit` says whether it can be a period.
     """
     try:
-        return round(seconds("per", per) * 1_000_000)
+        given = seconds("per", per)
     except ValueError as exc:
         raise InvalidGroup(f"rate limit {quote(name)}: {exc}") from None
+    # Too little to count is still more than nothing.
+    return round(given * 1_000_000) or int(given > 0)
 
 
 def free(grants: Sequence[Grant], limit: RateLimit, now: int) -> Room:

@@ -8,6 +8,9 @@ here, except on MySQL, where every CREATE and DROP commits by itself. Our versio
 Alembic's global proxies (`alembic.op`, `alembic.context`) and its env.py are never used here: several migrations
 may run in one process at once, also from inside a migration of the user's own. Nothing is printed, no logging is
 set up.
+
+There are two histories: that of a bus's tables, and that of an outbox in another database (`forward_schema`). Which one
+is meant is said by the tables that a function gets. What is said without any is about a bus's.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -34,11 +37,12 @@ from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, S
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.engines import BEGIN, MYSQL, create_engine, parse_url
 from eventbus_fastapi.store.failures import FAILURES, translate
-from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store.schema import Tables, TableSet
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
+S = TypeVar("S", bound=TableSet)
 T = TypeVar("T")
 
 TRANSACTIONAL = ("sqlite", "postgresql")
@@ -50,7 +54,7 @@ MYSQL_LOCK_TIMEOUT = 60
 # --- where a database stands ---------------------------------------------------------------------
 
 
-def current(connection: Connection, tables: Tables) -> str | None:
+def current(connection: Connection, tables: TableSet) -> str | None:
     """Return the revision of our tables in the database; None when it has none."""
     _check_schema_setting(connection.dialect.name, tables)
     if not inspect(connection).has_table(tables.version_table, tables.schema):
@@ -59,38 +63,38 @@ def current(connection: Connection, tables: Tables) -> str | None:
     return ", ".join(sorted(found)) or None
 
 
-def head_revision() -> str:
+def head_revision(history: str = Tables.history) -> str:
     """Return the revision that this version of the package works with."""
-    return revisions()[-1]
+    return revisions(history)[-1]
 
 
-@lru_cache(maxsize=1)
-def revisions() -> tuple[str, ...]:
+@cache
+def revisions(history: str = Tables.history) -> tuple[str, ...]:
     """Return every revision that this version of the package knows, oldest first."""
-    return tuple(reversed([script.revision for script in _scripts().walk_revisions()]))
+    return tuple(reversed([script.revision for script in _scripts(history).walk_revisions()]))
 
 
-def check(connection: Connection, tables: Tables) -> None:
+def check(connection: Connection, tables: TableSet) -> None:
     """Make sure that the database has the tables that this version of the package works with.
 
     Raises:
         SchemaOutdated: it has none, older or newer ones; the message names the command to run.
     """
-    found, needed = current(connection, tables), head_revision()
+    found, needed = current(connection, tables), head_revision(tables.history)
     if found is None:
         raise SchemaOutdated(
-            f"the database has no tables of the bus ({_qualified(tables)} is missing or empty), "
-            f"revision {needed} is needed; run `eventbus migrate upgrade` with {_environment(tables)}"
+            f"the database has no {tables.title} ({_qualified(tables)} is missing or empty), "
+            f"revision {needed} is needed; run `{tables.command}`{_environment(tables)}"
         )
     _refuse_newer(found, tables)
     if found != needed:
         raise SchemaOutdated(
-            f"the tables of the bus are at revision {found}, revision {needed} is needed; "
-            f"run `eventbus migrate upgrade` with {_environment(tables)}"
+            f"the {tables.title} are at revision {found}, revision {needed} is needed; "
+            f"run `{tables.command}`{_environment(tables)}"
         )
 
 
-def table_names(tables: Tables) -> frozenset[str]:
+def table_names(tables: TableSet) -> frozenset[str]:
     """Return the names of all our tables and of the version table: what other histories must leave alone."""
     return frozenset({table.name for table in tables.metadata.tables.values()} | {tables.version_table})
 
@@ -98,7 +102,7 @@ def table_names(tables: Tables) -> frozenset[str]:
 # --- moving it -----------------------------------------------------------------------------------
 
 
-def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> None:
+def upgrade(connection: Connection, tables: TableSet, revision: str = "head") -> None:
     """Bring the tables up to `revision`; do nothing when they are there or beyond.
 
     `revision` is one of `revisions()`, "head", or relative ("+1"): so many beyond where they are. Safe to call from
@@ -111,28 +115,30 @@ def upgrade(connection: Connection, tables: Tables, revision: str = "head") -> N
         StoreError: there is no such revision, or not so many.
         SettingsError: `tables` names a schema and the database is not PostgreSQL.
     """
+    history = tables.history
     with alone(connection, tables):
         start = current(connection, tables)
         end = _resolve(revision, start, tables, sign="+")
-        if _place(end) > _place(start):
+        if _place(history, end) > _place(history, start):
             _migrate(connection, tables, start, end)
 
 
-def downgrade(connection: Connection, tables: Tables, revision: str) -> None:
+def downgrade(connection: Connection, tables: TableSet, revision: str) -> None:
     """Take the tables back to `revision`; do nothing when they are there or below.
 
     `revision` is one of `revisions()`, "base", or relative ("-1"). "base" removes all our tables with every event
     in them, and the version table; a schema stays, even one that `upgrade` created. Locks, transactions and errors
     are those of `upgrade`.
     """
+    history = tables.history
     with alone(connection, tables):
         start = current(connection, tables)
         end = _resolve(revision, start, tables, sign="-")
-        if _place(end) < _place(start):
+        if _place(history, end) < _place(history, start):
             _migrate(connection, tables, start, end)
 
 
-def move(context: MigrationContext, tables: Tables, start: str, end: str) -> None:
+def move(context: MigrationContext, tables: TableSet, start: str, end: str) -> None:
     """Run the steps between two of our revisions as a part of a migration in another Alembic history.
 
     `context` is what `op.get_context()` returns there. Online this is `upgrade` or `downgrade` to `end`; offline
@@ -146,11 +152,12 @@ def move(context: MigrationContext, tables: Tables, start: str, end: str) -> Non
         return
     if context.connection is None:
         raise StoreError("the migration context has no connection")
-    go = upgrade if _place(last) > _place(first) else downgrade
+    history = tables.history
+    go = upgrade if _place(history, last) > _place(history, first) else downgrade
     go(context.connection, tables, last or "base")
 
 
-def sql(database: str | URL, tables: Tables, start: str = "base", end: str = "head") -> str:
+def sql(database: str | URL, tables: TableSet, start: str = "base", end: str = "head") -> str:
     """Return the SQL text that moves a database from one revision to another; nothing is connected to.
 
     `database` is a URL, of which only the kind of database matters, or the name of one: "postgresql".
@@ -176,8 +183,8 @@ def sql(database: str | URL, tables: Tables, start: str = "base", end: str = "he
 
 async def run(
     database: Settings | AsyncEngine,
-    tables: Tables,
-    work: Callable[Concatenate[Connection, Tables, P], T],
+    tables: S,
+    work: Callable[Concatenate[Connection, S, P], T],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
@@ -206,7 +213,7 @@ async def run(
 # --- for env.py ----------------------------------------------------------------------------------
 
 
-def run_steps(context: MigrationContext, tables: Tables) -> None:
+def run_steps(context: MigrationContext, tables: TableSet) -> None:
     """Run the steps that `context` was made for. A schema comes before the first, the version table goes with the last.
 
     Offline, the version table stays: only who asked for the steps knows where they end.
@@ -219,13 +226,13 @@ def run_steps(context: MigrationContext, tables: Tables) -> None:
         _drop_version_table(context, tables)
 
 
-def context_options(tables: Tables) -> dict[str, Any]:
+def context_options(tables: TableSet) -> dict[str, Any]:
     """Return what an Alembic context must know of our history, for `context.configure(**…)`."""
     return {"version_table": tables.version_table, "version_table_schema": tables.schema}
 
 
 @contextmanager
-def alone(connection: Connection, tables: Tables) -> Iterator[None]:
+def alone(connection: Connection, tables: TableSet) -> Iterator[None]:
     """Keep other migrations of the same tables waiting until the connection's transaction ends."""
     dialect = connection.dialect.name
     if dialect == "sqlite":
@@ -251,27 +258,28 @@ def alone(connection: Connection, tables: Tables) -> Iterator[None]:
 # --- how -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _scripts() -> ScriptDirectory:
+@cache
+def _scripts(history: str) -> ScriptDirectory:
     package = Path(__file__).resolve().parent.parent
     for directory in (package / "_alembic", package.parent / "alembic"):
-        if (directory / "versions").is_dir():
-            return ScriptDirectory(str(directory))
+        if (directory / history / "versions").is_dir():
+            return ScriptDirectory(str(directory / history))
     raise StoreError(f"the migrations are missing, expected them in {package / '_alembic'}")
 
 
-def _resolve(revision: str, start: str | None, tables: Tables, *, sign: str = "+-") -> str | None:
+def _resolve(revision: str, start: str | None, tables: TableSet, *, sign: str = "+-") -> str | None:
     """Return the revision that is meant, seen from `start`; None is base. A relative one begins with one of `sign`."""
     if start is not None:
         _refuse_newer(start, tables)
+    history = tables.history
     if revision == "head":
-        return head_revision()
+        return head_revision(history)
     if revision == "base":
         return None
     if re.fullmatch(rf"[{sign}][1-9][0-9]{{0,3}}", revision):
-        return _go(start, int(revision))
-    if revision not in revisions():
-        expected = ", ".join(("base", *revisions(), "head"))
+        return _go(history, start, int(revision))
+    if revision not in revisions(history):
+        expected = ", ".join(("base", *revisions(history), "head"))
         relative = " or ".join(f"{one}1, {one}2, …" for one in sign)
         raise StoreError(
             f"there is no revision {quote(revision)} to go to, expected {expected}, or relative {relative}"
@@ -279,26 +287,25 @@ def _resolve(revision: str, start: str | None, tables: Tables, *, sign: str = "+
     return revision
 
 
-def _go(start: str | None, steps: int) -> str | None:
-    place = _place(start) + steps
-    if not 0 <= place <= len(revisions()):
-        raise StoreError(
-            f"there is no revision {steps:+d} from {start or 'base'}, they go from base to {head_revision()} (head)"
-        )
-    return (None, *revisions())[place]
+def _go(history: str, start: str | None, steps: int) -> str | None:
+    place = _place(history, start) + steps
+    if not 0 <= place <= len(revisions(history)):
+        head = head_revision(history)
+        raise StoreError(f"there is no revision {steps:+d} from {start or 'base'}, they go from base to {head} (head)")
+    return (None, *revisions(history))[place]
 
 
-def _place(revision: str | None) -> int:
-    return 0 if revision is None else revisions().index(revision) + 1
+def _place(history: str, revision: str | None) -> int:
+    return 0 if revision is None else revisions(history).index(revision) + 1
 
 
-def _migrate(connection: Connection, tables: Tables, start: str | None, end: str | None) -> None:
+def _migrate(connection: Connection, tables: TableSet, start: str | None, end: str | None) -> None:
     context = MigrationContext.configure(connection, opts=_steps(tables, start, end))
     run_steps(context, tables)
     logger.info("moved %s from revision %s to %s", _qualified(tables), start or "base", end or "base")
 
 
-def _write_sql(outer: MigrationContext, tables: Tables, start: str | None, end: str | None) -> None:
+def _write_sql(outer: MigrationContext, tables: TableSet, start: str | None, end: str | None) -> None:
     if start == end:
         return
     context = MigrationContext.configure(
@@ -315,18 +322,19 @@ def _write_sql(outer: MigrationContext, tables: Tables, start: str | None, end: 
         _drop_version_table(context, tables)
 
 
-def _steps(tables: Tables, start: str | None, end: str | None) -> dict[str, Any]:
-    scripts = _scripts()
+def _steps(tables: TableSet, start: str | None, end: str | None) -> dict[str, Any]:
+    history = tables.history
+    scripts = _scripts(history)
 
     def steps(heads: Any, context: MigrationContext) -> Any:
-        if _place(end) > _place(start):
+        if _place(history, end) > _place(history, start):
             return scripts._upgrade_revs(end or "base", start or "base")
         return scripts._downgrade_revs(end or "base", start)
 
     return {**context_options(tables), "script": scripts, "fn": steps}
 
 
-def _prepare(context: MigrationContext, tables: Tables) -> None:
+def _prepare(context: MigrationContext, tables: TableSet) -> None:
     connection = None if context.as_sql else context.connection
     # CREATE SCHEMA IF NOT EXISTS needs the right to create one even where it exists, so look first.
     has_schema = connection is not None and tables.schema and inspect(connection).has_schema(tables.schema)
@@ -337,11 +345,11 @@ def _prepare(context: MigrationContext, tables: Tables) -> None:
         _version_table(tables).create(connection, checkfirst=True)
 
 
-def _drop_version_table(context: MigrationContext, tables: Tables) -> None:
+def _drop_version_table(context: MigrationContext, tables: TableSet) -> None:
     context.execute(DropTable(_version_table(tables), if_exists=True))
 
 
-def _version_table(tables: Tables) -> Table:
+def _version_table(tables: TableSet) -> Table:
     return Table(
         tables.version_table,
         MetaData(schema=tables.schema),
@@ -366,34 +374,35 @@ def _lock_number(*names: str | None) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _check_schema_setting(dialect: str, tables: Tables) -> None:
+def _check_schema_setting(dialect: str, tables: TableSet) -> None:
     if tables.schema is not None and dialect != "postgresql":
         raise SettingsError(f"setting db_schema (EVENTBUS_DB_SCHEMA) is for PostgreSQL only, the database is {dialect}")
 
 
-def _refuse_newer(found: str, tables: Tables) -> None:
-    if found in revisions():
+def _refuse_newer(found: str, tables: TableSet) -> None:
+    if found in revisions(tables.history):
         return
+    needed = head_revision(tables.history)
     try:
         package = f"eventbus-fastapi {version('eventbus-fastapi')}"
     except PackageNotFoundError:
         package = "this eventbus-fastapi"
     raise SchemaOutdated(
-        f"the tables of the bus are at revision {found}, which {package} does not know, revision {head_revision()} "
+        f"the {tables.title} are at revision {found}, which {package} does not know, revision {needed} "
         f"is needed; install the newer eventbus-fastapi that made them, or run there "
-        f"`eventbus migrate downgrade {head_revision()}` with {_environment(tables)}"
+        f"`{tables.command.replace('upgrade', f'downgrade {needed}')}`{_environment(tables)}"
     )
 
 
-def _qualified(tables: Tables) -> str:
+def _qualified(tables: TableSet) -> str:
     return tables.version_table if tables.schema is None else f"{tables.schema}.{tables.version_table}"
 
 
-def _environment(tables: Tables) -> str:
+def _environment(tables: TableSet) -> str:
     """Say which settings the command needs to find the same tables."""
-    settings = ["EVENTBUS_DATABASE_URL set to the database"]
+    settings = ["EVENTBUS_DATABASE_URL set to the database"] if isinstance(tables, Tables) else []
     if tables.prefix != Settings.model_fields["table_prefix"].default:
         settings.append(f"EVENTBUS_TABLE_PREFIX={tables.prefix}")
     if tables.schema is not None:
         settings.append(f"EVENTBUS_DB_SCHEMA={tables.schema}")
-    return ", ".join(settings)
+    return f" with {', '.join(settings)}" if settings else ""

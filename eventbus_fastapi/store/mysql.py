@@ -43,7 +43,7 @@ class MySQLStore(Store):
         self._is_wary = True
         self._idle_limit = math.ceil(settings.statement_timeout)
         quoted = engine.dialect.identifier_preparer.format_table
-        self._removals = {table: _removal(quoted(table)) for table in (self.tables.outbox, self.tables.scheduled)}
+        self._removals = {table: removal(quoted(table)) for table in (self.tables.outbox, self.tables.scheduled)}
 
     def _limit_idle_transactions(self, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
@@ -110,7 +110,7 @@ class MySQLStore(Store):
         await connection.execute(self._removals[table], {"ids": json.dumps(ids)})
 
 
-def _removal(table: str) -> TextClause:
+def removal(table: str) -> TextClause:
     """Return the DELETE of the rows whose ids are in a JSON array; STRAIGHT_JOIN begins with the array."""
     return text(
         "DELETE waiting FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS wanted "

@@ -1,4 +1,4 @@
-"""The outbox: hands an event to the caller's own transaction.
+"""The writer of the outbox: hands an event to the caller's own transaction.
 
 One INSERT goes through the caller's connection, whatever its driver, async or sync; it is committed, rolled back or
 undone with a SAVEPOINT like any other row of the caller. A unique event has another row beside it (see `unique`).
@@ -21,14 +21,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
-from eventbus_fastapi.errors import InvalidInput, quote
+from eventbus_fastapi.errors import InvalidInput, SchemaOutdated, StoreError, quote
 from eventbus_fastapi.events import Draft, Receipt
-from eventbus_fastapi.store.failures import FAILURES, translate
+from eventbus_fastapi.store.failures import FAILURES, first_line, hide_parameters, is_missing_table, translate
+from eventbus_fastapi.store.forward_statements import ForwardStatements
 from eventbus_fastapi.store.statements import Statements
 from eventbus_fastapi.store.unique import UniqueEvents
 
 OUTBOXES = "eventbus_outboxes"
 """Where a pooled connection keeps whom to ring when it is given back."""
+EXPECTED = "expected a session or connection on the bus's database, or on that of an outbox which the bus knows"
 LEGACY_CONTROL = -1
 """`sqlite3.LEGACY_TRANSACTION_CONTROL`, which Python 3.11 does not name."""
 
@@ -36,12 +38,13 @@ AsyncTransaction = AsyncSession | AsyncConnection | async_scoped_session[Any]
 SyncTransaction = Session | Connection | scoped_session[Any]
 
 
-class Outbox:
+class OutboxWriter:
     """See the module's docstring. `ring` is called, from whatever thread commits, about when a commit happens."""
 
-    def __init__(self, statements: Statements, ring: Callable[[], None]) -> None:
+    def __init__(self, statements: Statements | ForwardStatements, ring: Callable[[], None]) -> None:
         self._sql = statements
-        self._unique = UniqueEvents(statements.tables)
+        # Elsewhere than in the bus's database it is the bus that decides what an event is a duplicate of.
+        self._unique = UniqueEvents(statements.tables) if isinstance(statements, Statements) else None
         self.ring = ring
         self._watched: WeakSet[Connection | Pool] = WeakSet()  # those whose listener is in place
 
@@ -67,21 +70,34 @@ class Outbox:
             raise InvalidInput(
                 f"expected a Session or Connection, got {type(transaction).__name__}{_hint(transaction)}"
             )
+        writer = self
         try:
             connection = _connection_of(transaction)
             _refuse_false_savepoint(connection)
-            receipt = self._insert(connection, draft)
+            writer = self._writer_of(connection)
+            receipt = writer._insert(connection, draft)
         except FAILURES as exc:
-            raise translate(exc) from exc
-        if _commits_alone(connection):
-            self.ring()
+            raise writer._translate(exc) from exc
+        if commits_alone(connection):
+            writer.ring()
         else:
-            self._watch(transaction, connection)
+            writer._watch(transaction, connection)
         return receipt
 
+    def _writer_of(self, connection: Connection) -> OutboxWriter:
+        """Return the one that writes into the database of a connection."""
+        return self
+
+    def _translate(self, exc: BaseException) -> StoreError:
+        if not is_missing_table(exc):
+            return translate(exc)
+        hide_parameters(exc)
+        remedy = f"with its tables ({self._sql.tables.command})"
+        return SchemaOutdated(f"the transaction's database has no outbox: {first_line(exc)}; {EXPECTED}, {remedy}")
+
     def _insert(self, connection: Connection, draft: Draft) -> Receipt:
-        if draft.unique is not None:
-            if _commits_alone(connection):
+        if draft.unique is not None and self._unique is not None:
+            if commits_alone(connection):
                 raise InvalidInput(
                     "a unique event needs a transaction: the engine commits each statement alone (AUTOCOMMIT)"
                 )
@@ -130,7 +146,7 @@ def _connection_of(transaction: Session | Connection) -> Connection:
         ) from exc
 
 
-def _commits_alone(connection: Connection) -> bool:
+def commits_alone(connection: Connection) -> bool:
     """True if a statement commits by itself (AUTOCOMMIT); no event of SQLAlchemy will tell."""
     of_engine = getattr(connection.dialect, "_on_connect_isolation_level", None)  # there is no public way to ask
     return connection.get_execution_options().get("isolation_level", of_engine) == "AUTOCOMMIT"

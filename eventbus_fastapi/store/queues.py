@@ -12,12 +12,10 @@ from sqlalchemy import Insert, Update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventbus_fastapi.errors import InvalidQueue, quote
+from eventbus_fastapi.names import MAX_NAME, is_name
 from eventbus_fastapi.settings import MOST_WORKERS
 from eventbus_fastapi.store.queue_statements import QueueStatements
 from eventbus_fastapi.store.reader import LogReader
-
-MAX_NAME = 255
-"""Longest name of a queue, bytes."""
 
 
 class Control(NamedTuple):
@@ -81,7 +79,7 @@ def check_queue_name(name: object) -> str:
     Raises:
         InvalidQueue: it cannot be one.
     """
-    if not isinstance(name, str) or not name or not name.isprintable() or " " in name or len(name.encode()) > MAX_NAME:
+    if not isinstance(name, str) or not is_name(name):
         expected = f"the name of a queue must be 1 to {MAX_NAME} bytes without spaces and control characters"
         raise InvalidQueue(f"{expected}, got {quote(name)}")
     return str.__str__(name)

@@ -76,6 +76,8 @@ class LogReader(Database):
         self.tables = Tables(settings.table_prefix, settings.db_schema)
         self.sql = Statements(self.tables)
         self._clock_ahead = 0
+        self.pages_read = 0
+        """Pages of the log that this store has read."""
 
     async def peek(self) -> Peek:
         """Look, without a lock, whether there is something to sequence or to promote."""
@@ -87,6 +89,12 @@ class LogReader(Database):
         """Return the state of the log."""
         row = await self._read_row(self.sql.read_head)
         return Head(row[0], row[1], row[2])
+
+    async def outbox_age(self) -> float:
+        """Return for how many seconds the oldest event has waited that is committed and has no seq; 0: none waits."""
+        async with self._translated(), self._reader() as connection:
+            age = (await connection.execute(self.sql.outbox_age)).scalar()
+        return 0.0 if age is None else max(0, age) / 1_000_000
 
     async def now(self) -> int:
         """Return the database's clock, unix microseconds."""
@@ -112,6 +120,7 @@ class LogReader(Database):
 
         A page ends early with the event that makes its payloads 4 MiB.
         """
+        self.pages_read += 1
         async with self._translated():
             rows, is_last = await self._read_page(min(after, LARGEST_SEQ), limit)
         if not rows:

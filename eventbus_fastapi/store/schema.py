@@ -23,7 +23,7 @@ their bytes everywhere (`utf8mb4_bin` on MySQL, whose default would equate `A` a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -61,11 +61,11 @@ class BinaryUuid(TypeDecorator[UUID]):
         return None if value is None else UUID(bytes=bytes(value))
 
 
-def _uuid() -> TypeEngine[UUID]:
+def uuid_type() -> TypeEngine[UUID]:
     return Uuid().with_variant(BinaryUuid(), "sqlite", "mysql", "mariadb")
 
 
-def _big_key() -> TypeEngine[int]:
+def big_key() -> TypeEngine[int]:
     """A 64-bit key; on SQLite it must be INTEGER to be the table's own rowid."""
     return BigInteger().with_variant(Integer(), "sqlite")
 
@@ -75,13 +75,13 @@ def _payload() -> TypeEngine[bytes]:
     return LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
-def _long_text() -> TypeEngine[str]:
+def long_text() -> TypeEngine[str]:
     """Text of up to 16 MiB; MySQL's plain TEXT would end at 64 KiB."""
     return Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 
 
-def _event_columns() -> list[Column[Any]]:
-    return [Column("message_id", _uuid(), nullable=False), *_content_columns()]
+def event_columns() -> list[Column[Any]]:
+    return [Column("message_id", uuid_type(), nullable=False), *_content_columns()]
 
 
 def _content_columns() -> list[Column[Any]]:
@@ -94,36 +94,54 @@ def _content_columns() -> list[Column[Any]]:
     ]
 
 
-class Tables:
-    """The tables under one prefix (and, on PostgreSQL, in one schema)."""
+TABLE_OPTIONS: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
+}
 
-    def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
+
+class TableSet:
+    """Tables that come and change together, under one prefix (and, on PostgreSQL, in one schema)."""
+
+    history: ClassVar[str]
+    """The folder of their revisions, below that of the migrations."""
+    title: ClassVar[str]
+    """What errors call them."""
+    command: ClassVar[str]
+    """Brings them up to date."""
+
+    def __init__(self, prefix: str, schema: str | None, *, version_table: str) -> None:
         self.prefix = prefix
         self.schema = schema
         self.metadata = MetaData(schema=schema)
-        self.version_table = f"{prefix}alembic_version"
-        options: dict[str, Any] = {
-            "mysql_engine": "InnoDB",
-            "mysql_charset": "utf8mb4",
-            "mysql_collate": "utf8mb4_bin",
-            "mariadb_engine": "InnoDB",
-            "mariadb_charset": "utf8mb4",
-            "mariadb_collate": "utf8mb4_bin",
-        }
+        self.version_table = version_table
+
+
+class Tables(TableSet):
+    """The tables of a bus."""
+
+    history = "."
+    title = "tables of the bus"
+    command = "eventbus migrate upgrade"
+
+    def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
+        super().__init__(prefix, schema, version_table=f"{prefix}alembic_version")
+        options = TABLE_OPTIONS
         self.head = Table(
             f"{prefix}head",
             self.metadata,
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("last_seq", BigInteger, nullable=False),
             Column("first_seq", BigInteger, nullable=False),  # the oldest seq that retention has kept
-            Column("epoch", _uuid(), nullable=False),
+            Column("epoch", uuid_type(), nullable=False),
             **options,
         )
         self.event = Table(
             f"{prefix}event",
             self.metadata,
-            Column("seq", _big_key(), primary_key=True, autoincrement=False),
-            *_event_columns(),
+            Column("seq", big_key(), primary_key=True, autoincrement=False),
+            *event_columns(),
             Column("created_at", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
             **options,
@@ -138,8 +156,8 @@ class Tables:
         self.outbox = Table(
             f"{prefix}outbox",
             self.metadata,
-            Column("id", _big_key(), primary_key=True, autoincrement=True),
-            *_event_columns(),
+            Column("id", big_key(), primary_key=True, autoincrement=True),
+            *event_columns(),
             Column("ttl", BigInteger),
             Column("created_at", BigInteger, nullable=False),
             **options,
@@ -147,8 +165,8 @@ class Tables:
         self.scheduled = Table(
             f"{prefix}scheduled",
             self.metadata,
-            Column("id", _big_key(), primary_key=True, autoincrement=True),
-            *_event_columns(),
+            Column("id", big_key(), primary_key=True, autoincrement=True),
+            *event_columns(),
             Column("ttl", BigInteger),
             Column("publish_at", BigInteger, nullable=False),
             **options,
@@ -159,14 +177,14 @@ class Tables:
         self.processed = Table(
             f"{prefix}processed",
             self.metadata,
-            Column("seq", _big_key(), primary_key=True, autoincrement=False),
+            Column("seq", big_key(), primary_key=True, autoincrement=False),
             Column("processed_at", BigInteger, nullable=False),
             **options,
         )
         self.group = Table(
             f"{prefix}group",
             self.metadata,
-            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("id", big_key(), primary_key=True, autoincrement=True),
             Column("name", String(255), nullable=False),
             Column("patterns", Text, nullable=False),  # a JSON array
             Column("cursor", BigInteger, nullable=False),  # the last seq that was claimed or passed over
@@ -184,13 +202,13 @@ class Tables:
         self.lease = Table(
             f"{prefix}lease",
             self.metadata,
-            Column("token", _uuid(), primary_key=True),
+            Column("token", uuid_type(), primary_key=True),
             Column("group_id", BigInteger, nullable=False),
             Column("owner", String(64), nullable=False),
             Column("until", BigInteger, nullable=False),
             Column("first_seq", BigInteger, nullable=False),  # the smallest that is not settled: retention waits for it
             Column("pending", Text, nullable=False),  # see `seqs`
-            Column("key_seqs", _long_text()),  # of a group ordered by key: a JSON object of the seq of each key
+            Column("key_seqs", long_text()),  # of a group ordered by key: a JSON object of the seq of each key
             **options,
         )
         Index(f"{prefix}lease_group_id", self.lease.c.group_id, self.lease.c.until)
@@ -199,15 +217,15 @@ class Tables:
             self.metadata,
             Column("group_id", BigInteger, primary_key=True, autoincrement=False),
             Column("seq", BigInteger, primary_key=True, autoincrement=False),
-            *_event_columns(),  # its own: the log may lose the event before the group is done with it
+            *event_columns(),  # its own: the log may lose the event before the group is done with it
             Column("created_at", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
             Column("attempt", Integer, nullable=False),  # attempts begun so far
             Column("losses", Integer, nullable=False),  # how many of the last ones ended without a word
             Column("run_at", BigInteger, nullable=False),  # while it is held, the end of the lease
-            Column("token", _uuid()),  # None: nobody holds it
+            Column("token", uuid_type()),  # None: nobody holds it
             Column("owner", String(64)),
-            Column("errors", _long_text(), nullable=False),  # a JSON array
+            Column("errors", long_text(), nullable=False),  # a JSON array
             **options,
         )
         Index(f"{prefix}retry_run_at", self.retry.c.group_id, self.retry.c.run_at, self.retry.c.seq)
@@ -215,14 +233,14 @@ class Tables:
         self.dead_letter = Table(
             f"{prefix}dead_letter",
             self.metadata,
-            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("id", big_key(), primary_key=True, autoincrement=True),
             Column("group_id", BigInteger, nullable=False),
             Column("seq", BigInteger, nullable=False),
-            *_event_columns(),
+            *event_columns(),
             Column("created_at", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
             Column("attempt", Integer, nullable=False),
-            Column("errors", _long_text(), nullable=False),
+            Column("errors", long_text(), nullable=False),
             Column("died_at", BigInteger, nullable=False),
             **options,
         )
@@ -230,17 +248,17 @@ class Tables:
         self.archive = Table(
             f"{prefix}archive",
             self.metadata,
-            Column("id", _big_key(), primary_key=True, autoincrement=True),
+            Column("id", big_key(), primary_key=True, autoincrement=True),
             Column("group_id", BigInteger, nullable=False),
             Column("seq", BigInteger, nullable=False),
-            *_event_columns(),
+            *event_columns(),
             Column("created_at", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
             Column("outcome", String(16), nullable=False),
             Column("attempt", Integer, nullable=False),
             Column("duration", BigInteger),  # of the last attempt; None: nobody knows
             Column("owner", String(64), nullable=False),  # who made it
-            Column("errors", _long_text(), nullable=False),
+            Column("errors", long_text(), nullable=False),
             Column("finished_at", BigInteger, nullable=False),
             **options,
         )
@@ -278,7 +296,7 @@ class Tables:
             f"{prefix}unique",
             self.metadata,
             Column("fingerprint", String(64), primary_key=True),
-            Column("message_id", _uuid(), nullable=False),
+            Column("message_id", uuid_type(), nullable=False),
             Column("until", BigInteger),  # None: as long as the event waits for its time
             **options,
         )

@@ -113,6 +113,8 @@ class Statements:
             .values(first_seq=bindparam("floor", type_=BigInteger))
         )
         self.now: Query = select(now)
+        self.outbox_age: Query = select(now - outbox.c.created_at).order_by(outbox.c.id).limit(1)
+        """Of the oldest that is committed."""
 
         # --- sequencing ---
         self.oldest_of_outbox: Query = (
@@ -199,7 +201,7 @@ class Statements:
 
         # --- acknowledging ---
         self.state_of_seqs: Query = (
-            select(event.c.seq, event.c.message_id, processed.c.seq)
+            select(event.c.seq, event.c.message_id, processed.c.seq, event.c.topic)
             .outerjoin_from(event, processed, processed.c.seq == event.c.seq)
             .where(event.c.seq.in_(bindparam("seqs", expanding=True)))
         )

@@ -35,13 +35,16 @@ class UniqueAppends:
         Raises:
             StoreUnavailable: see `Store.append`; or such a transaction has not ended for the whole `statement_timeout`.
         """
+        moved = 0
 
         async def work(connection: AsyncConnection) -> tuple[list[Receipt], int] | None:
+            nonlocal moved
+            moved = 0
             receipts: list[Receipt | None] = [await self._answer_early(connection, draft) for draft in drafts]
             immediate = [draft for draft, receipt in zip(drafts, receipts, strict=True) if receipt is None]
             last_seq, has_outbox = await self._store._lock_head(connection)
             if has_outbox:
-                _, last_seq, is_all = await self._store._move_outbox(connection, last_seq, is_careful=True)
+                moved, last_seq, is_all = await self._store._move_outbox(connection, last_seq, is_careful=True)
                 if not is_all:
                     await connection.rollback()  # the unique rows, too
                     return None
@@ -52,6 +55,7 @@ class UniqueAppends:
 
         while (done := await self._store.transact(work, retry_on_integrity=True)) is None:
             await self._store.sequence()  # what the outbox holds comes first, and is more than one transaction may move
+        self._store.sequenced += moved
         return done
 
     async def remove_ended(self, limit: int = 1_000) -> int:

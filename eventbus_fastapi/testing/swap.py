@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.events import Draft
-from eventbus_fastapi.store import Outbox, create_engine, create_session_engine
+from eventbus_fastapi.store import create_engine, create_session_engine
 from eventbus_fastapi.store.sqlite import SQLiteStore
 from eventbus_fastapi.testing.tester import BusTester
 
@@ -36,7 +36,7 @@ def swap(eventbus: EventBus) -> Iterator[BusTester]:
     eventbus.settings = node.settings = settings
     node.store, eventbus.starts_workers = store, False
     eventbus._session_engine, eventbus._owns_session_engine = sessions, True
-    eventbus._outbox = Outbox(store.sql, eventbus._expect_commit)
+    eventbus._outbox = eventbus._forwarding.writer(store.sql, eventbus._expect_commit)
     node._build()
     try:
         yield tester

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from eventbus_fastapi.cli import main
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.telemetry import logs
 from tests.cli.command_line import Beside, Command, Done, Server
 from tests.server.asking import app_of, bus_on
 from tests.serving import serving
@@ -26,11 +29,26 @@ def eventbus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     def run(*arguments: str, stdin: bytes = b"") -> Done:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        with kept_logging(), pytest.raises(SystemExit) as end:
             main(arguments)
         return Done(int(end.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@contextlib.contextmanager
+def kept_logging() -> Iterator[None]:
+    """Undo what a command that runs for long says about logging: later tests would write to a file that is closed."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    loggers = [root, *map(logging.getLogger, logs.config()["loggers"])]
+    levels = [logger.level for logger in loggers]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eventbus_fastapi.client import ClientConfig, EventBusClient, GroupMessage
+from eventbus_fastapi.client.group import GroupSubscription
 from eventbus_fastapi.errors import InvalidInput, LeaseLost, NotRunning, RemoteError
 from eventbus_fastapi.events import Event
 from eventbus_fastapi.store.group import DeadLetter
@@ -231,6 +232,69 @@ async def test_a_member_joins_again_without_a_position_and_what_it_held_is_lost(
         await message.ack()
     message = await anext(subscription)
     assert (message.seq, message.attempt) == (1, 2)
+
+
+async def test_an_ack_that_is_cancelled_was_said_and_can_be_waited_for_again(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    """It said that the lease was lost: the server had done it, and knew nothing of the event any more."""
+    subscription = client.subscribe("#", group="g")
+    peer, message, ack = await acking_and_cancelled(server, subscription)
+    assert message.is_settled
+    again = asyncio.create_task(message.ack())
+    await asyncio.sleep(0)
+    assert not again.done()
+
+    await peer.send({"type": "ok", "id": ack["id"], "acked": 1})
+
+    await again
+    await message.ack()
+    with pytest.raises(LeaseLost):
+        await message.nack()
+
+
+async def test_an_ack_that_fails_after_it_was_cancelled_can_be_said_again(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    subscription = client.subscribe("#", group="g")
+    peer, message, ack = await acking_and_cancelled(server, subscription)
+
+    await peer.refuse(ack, error("server.error"))
+    await eventually(lambda: not message.is_settled)
+    again = asyncio.create_task(message.ack())
+    ack = await peer.expect("ack")
+    await peer.send({"type": "ok", "id": ack["id"], "acked": 1})
+
+    await again
+    assert message.is_settled
+
+
+async def test_an_ack_that_is_refused_after_it_was_cancelled_has_lost_the_message(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    subscription = client.subscribe("#", group="g")
+    peer, message, ack = await acking_and_cancelled(server, subscription)
+
+    await peer.refuse(ack, error("lease.lost"))
+
+    await eventually(lambda: message.is_lost)
+    with pytest.raises(LeaseLost):
+        await message.ack()
+
+
+async def acking_and_cancelled(
+    server: ScriptedServer, subscription: GroupSubscription
+) -> tuple[Peer, GroupMessage, Frame]:
+    """Have an ack sent and whoever waits for its answer cancelled; return the ack."""
+    peer = await server.welcome()
+    await joined(peer)
+    await peer.send(event(1, attempt=1))
+    message = await anext(subscription)
+    acking = asyncio.create_task(message.ack())
+    ack = await peer.expect("ack")
+    acking.cancel()
+    await asyncio.wait([acking])
+    return peer, message, ack
 
 
 async def test_a_server_without_groups_is_told_of_by_its_refusal(

@@ -223,7 +223,7 @@ async def test_an_absurd_retry_after_is_not_followed(server: ScriptedServer, cli
 async def test_errors_that_name_no_request_are_logged_on_one_line(
     peer: Peer, client: EventBusClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await peer.send({"type": "error", "error": {"code": "frame.bad", "message": "a\nb" + "x" * 10_000}})
+    await peer.send({"type": "error", "error": {"code": "frame.bad\nforged", "message": "a\nb" + "x" * 10_000}})
     await eventually(lambda: "frame.bad" in caplog.text)
     (record,) = [record for record in caplog.records if "frame.bad" in record.getMessage()]
     assert len(record.getMessage()) < 500

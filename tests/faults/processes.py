@@ -34,6 +34,11 @@ START_TIMEOUT = 30.0
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 STOP_TIMEOUT = 20.0
+NO_LIMITS = {"publish_rate": 1_000_000, "publish_burst": 1_000_000, "max_connections_per_address": 100_000}
+"""All load comes from one address."""
+
+
+By = Literal["uvicorn", "serve", "timed"]
 
 
 class Process:
@@ -49,7 +54,7 @@ class Process:
                 env=dict(environment),
                 cwd=directory,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )
 
     @property
@@ -73,9 +78,19 @@ class Process:
         """Return the resident memory of the process itself, bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
+    def busy(self) -> float:
+        """Return how long it has had a processor so far, seconds."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
     def descriptors(self) -> int:
         """Return how many files and sockets it has open."""
         return int(psutil.Process(self.pid).num_fds())
+
+    def connections(self, port: int) -> int:
+        """Return how many TCP connections it has open on a port of its own: those to a database are not among them."""
+        open_ones = psutil.Process(self.pid).net_connections("tcp")
+        return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == port for each in open_ones)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process, not to its children."""
@@ -102,7 +117,7 @@ class Process:
 class Node:
     """A standalone bus on a port of its own, which it keeps over restarts.
 
-    It is `uvicorn eventbus_fastapi.app:app`, or `eventbus serve`, whose log says more.
+    It is `uvicorn eventbus_fastapi.app:app`, or `eventbus serve`, whose log says more, or that timed (`timed_serve`).
     """
 
     def __init__(
@@ -110,7 +125,7 @@ class Node:
         processes: Processes,
         name: str,
         *,
-        by: Literal["uvicorn", "serve"],
+        by: By,
         workers: int,
         settings: dict[str, Any],
         host: str = "127.0.0.1",
@@ -119,7 +134,8 @@ class Node:
         self._name = name
         self._by = by
         self._workers = workers
-        self._settings = settings
+        # Nobody but the other end of a network of the test's own reaches another address than loopback.
+        self._settings = settings if host == "127.0.0.1" else {"insecure": True, **settings}
         self._host = host
         self.port = free_port()
         self.process: Process
@@ -139,7 +155,8 @@ class Node:
             command = ["-m", "uvicorn", "eventbus_fastapi.app:app", "--timeout-graceful-shutdown", "5"]
             command += ["--no-access-log", *where]
         else:
-            command = ["-m", "eventbus_fastapi.cli", "serve", *where]
+            program = "tests.faults.timed_serve" if self._by == "timed" else "eventbus_fastapi.cli"
+            command = ["-m", program, "serve", *where]
         self.process = self._processes.python(self._name, command, **self._settings)
         async with httpx.AsyncClient(base_url=self.http, trust_env=False) as client:
             path = "/readyz" if is_ready else "/healthz"
@@ -211,13 +228,13 @@ class Processes:
         database_url: str,
         *,
         name: str = "node",
-        by: Literal["uvicorn", "serve"] = "uvicorn",
+        by: By = "uvicorn",
         workers: int = 1,
         listen_on: str = "127.0.0.1",
         **settings: Any,
     ) -> Node:
-        """Start a node, and wait until it is ready."""
-        settings = {"database_url": database_url, **settings}
+        """Start a node, and wait until it is ready. It takes whatever load a case puts on it, unless told otherwise."""
+        settings = {"database_url": database_url, **NO_LIMITS, **settings}
         node = Node(self, name, by=by, workers=workers, settings=settings, host=listen_on)
         await node.start()
         return node
@@ -248,7 +265,7 @@ async def gather(*work: Any, timeout: float) -> list[Any]:
         return list(await asyncio.gather(*work))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel kill this process when the one that started it is gone, however that ended. Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

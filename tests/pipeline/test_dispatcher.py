@@ -210,3 +210,15 @@ async def test_an_event_that_is_not_stored_goes_to_the_channels_of_the_moment(
     dispatcher.dispatch([live])
     assert seqs(channel) == [1, 0]
     assert dispatcher.position == 1
+
+
+async def test_when_retention_was_faster_the_readers_leave_and_the_end_of_the_log_is_known(
+    store: Store, dispatcher: Dispatcher
+) -> None:
+    """Who left joined again at once, at a place that is gone, and waited there until the node heard of what is new."""
+    reader, _ = attach(dispatcher, "#")
+    await store.append(drafts(5))
+    await store.trim(before=None, keep=1)
+    assert await dispatcher.run_once() is None
+    assert reader.has_left
+    assert dispatcher.head == 5

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from eventbus_fastapi.errors import InvalidPattern, NotFound, NotRunning, SubscriptionClosed
 from eventbus_fastapi.pipeline.node import SCAN_PAGES, Node
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Ack, Outbox
+from eventbus_fastapi.store import Ack, OutboxWriter
 from tests.drafts import draft, drafts
 from tests.pipeline.conftest import MEMORY, OpenNode
 from tests.pipeline.reading import CaughtUp, read_seqs, take_until
@@ -128,7 +128,7 @@ def test_a_node_may_run_in_one_event_loop_after_another(tmp_path: Path) -> None:
     async def live() -> None:
         await node.start()
         async with node.store.engine.begin() as connection:
-            await Outbox(node.store.sql, node.sequencer.expect).add(connection, draft())
+            await OutboxWriter(node.store.sql, node.sequencer.expect).add(connection, draft())
         subscription = await node.subscribe(["#"], "earliest")
         await asyncio.gather(*(node.submit([draft()]) for _ in range(20)))
         head = (await node.head()).last_seq
@@ -317,4 +317,4 @@ async def test_a_subscription_that_is_live_keeps_no_topics(node: Node) -> None:
     await node.submit([draft(f"topic.{number}") for number in range(20)])
     subscription = await node.subscribe(["topic.*"], 0)
     assert len(await take_until(subscription, CaughtUp(20))) == 21
-    assert not subscription._matcher._matches
+    assert subscription._matcher is None

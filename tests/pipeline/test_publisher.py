@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from eventbus_fastapi.pipeline import publisher as publishers
 from eventbus_fastapi.pipeline import service
 from eventbus_fastapi.pipeline.publisher import Publisher
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Store, open_store
+from eventbus_fastapi.store import Appended, Store, open_store
 from tests.conftest import OpenBus
 from tests.drafts import draft, drafts
 
@@ -27,9 +27,16 @@ def commits() -> list[int]:
     return []
 
 
+def note_in(commits: list[int]) -> Callable[[Appended], Awaitable[None]]:
+    async def note(appended: Appended) -> None:
+        commits.append(appended.last_seq)
+
+    return note
+
+
 @pytest.fixture
 def publisher(store: Store, commits: list[int]) -> Publisher:
-    publisher = Publisher(store, lambda appended: commits.append(appended.last_seq))
+    publisher = Publisher(store, note_in(commits))
     publisher.open()
     return publisher
 
@@ -53,7 +60,7 @@ def refused() -> Draft:
 
 async def test_before_it_is_open_nothing_is_taken(store: Store) -> None:
     with pytest.raises(NotRunning, match="async with eventbus"):
-        Publisher(store, lambda appended: None).submit(drafts(1))
+        Publisher(store, note_in([])).submit(drafts(1))
 
 
 async def test_a_receipt_comes_with_the_commit(store: Store, publisher: Publisher) -> None:
@@ -139,7 +146,7 @@ async def test_a_list_with_an_event_that_is_refused_fails_as_a_whole(store: Stor
 async def test_while_the_database_is_away_every_caller_hears_it_and_may_try_again(tmp_path: Path) -> None:
     store = open_store(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/bus.db", busy_timeout=0.01))
     await store.start()
-    publisher = Publisher(store, lambda appended: None)
+    publisher = Publisher(store, note_in([]))
     publisher.open()
     other = sqlite3.connect(tmp_path / "bus.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -230,7 +237,7 @@ async def test_concurrent_publishes_share_commits_on_every_database(
 ) -> None:
     bus = await open_bus()
     commits: list[int] = []
-    publisher = Publisher(bus.node.store, lambda appended: commits.append(appended.last_seq))
+    publisher = Publisher(bus.node.store, note_in(commits))
     publisher.open()
     async with running(publisher):
         answers = await asyncio.gather(*(publisher.submit([draft()]) for _ in range(500)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from eventbus_fastapi.pipeline.rescuer import Rescuer
 from eventbus_fastapi.store import Store
 from eventbus_fastapi.store.group import Group, Look
+from tests.drafts import draft
 from tests.waiting import eventually
 
 
@@ -55,3 +56,23 @@ async def test_a_group_that_comes_later_is_looked_at_at_once_and_then_together_w
 
 async def test_without_groups_it_waits_for_its_bell(store: Store) -> None:
     assert await Rescuer(store.groups, list).run_once() is None
+
+
+async def test_a_group_whose_lease_ends_before_its_time_is_looked_at_when_that_ends(store: Store) -> None:
+    group = await store.groups.ensure("rarely", ["#"], after=0)
+    await store.append([draft()])
+    log = (await store.read(0, 10)).messages
+    await store.groups.claim(group, log, up_to=1, owner="dead", lease=0.2)
+    rarely = Noting(group, 60.0)
+    rescuer = Rescuer(store.groups, lambda: [rarely])
+
+    await rescuer.run_once()
+
+    async def is_rescued() -> bool:
+        await rescuer.run_once()
+        look = rarely.looks[-1]
+        return look is not None and look.lease_ends is None
+
+    await eventually(is_rescued)
+    assert rarely.looks[-1] is not None
+    assert rarely.looks[-1].retry_due is not None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from eventbus_fastapi.pipeline.sequencer import SHORTEST_POLL, Sequencer
-from eventbus_fastapi.store import Outbox, Store
+from eventbus_fastapi.store import OutboxWriter, Store
 from tests.drafts import draft, drafts
 from tests.waiting import eventually
 
@@ -29,7 +29,7 @@ def sequencer(store: Store, told: list[int]) -> Sequencer:
 async def commit(store: Store, count: int) -> None:
     async with store.engine.begin() as connection:
         for event in drafts(count):
-            await Outbox(store.sql, lambda: None).add(connection, event)
+            await OutboxWriter(store.sql, lambda: None).add(connection, event)
 
 
 async def test_what_is_committed_enters_the_log(store: Store, sequencer: Sequencer, told: list[int]) -> None:

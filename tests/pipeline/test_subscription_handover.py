@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 from eventbus_fastapi.bus import EventBus
-from eventbus_fastapi.pipeline.channel import Batch
+from eventbus_fastapi.events import Message
+from eventbus_fastapi.pipeline.channel import Batch, CaughtUp
+from eventbus_fastapi.pipeline.dispatcher import Dispatcher
 from eventbus_fastapi.pipeline.node import Start
-from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.pipeline.subscription import TAKE_BATCHES, Policy, Subscription
+from eventbus_fastapi.store import Store
 from eventbus_fastapi.topics import matches
 from tests.conftest import OpenBus
+from tests.drafts import drafts
 
 TOPICS = ("a", "a.b", "a.b.c", "b", "b.c", "logs", "logs.x", "x.y.z")
 PATTERNS = (["#"], ["a.#"], ["a.*", "*.c"], ["logs.#", "b"], ["x.y.z"], ["#.c", "a", "a.b"])
@@ -123,3 +127,38 @@ async def test_subscribers_on_two_nodes_see_one_order(open_bus: OpenBus) -> None
     answers = await asyncio.gather(*(follow(bus, subscription, random.Random(1), 200) for bus, subscription in readers))
     assert all(answer == answers[0] for answer in answers)
     assert [seq for seq, _ in answers[0]] == list(range(1, 201))
+
+
+async def test_a_reader_that_joined_ahead_of_the_dispatcher_does_not_wait_behind_what_history_has_shown(
+    store: Store,
+) -> None:
+    """More batches than it takes at once were nothing new to it, so it waited, though the next one was."""
+    dispatcher = Dispatcher(store, page_size=1, tail_bytes=1_000_000)
+
+    async def acknowledge(message: Message) -> None:
+        raise AssertionError("nobody acknowledges")
+
+    def subscribe(after: int) -> Subscription:
+        return Subscription(
+            ("#",),
+            after,
+            store=store,
+            live=dispatcher,
+            reads=asyncio.Semaphore(1),
+            policy=Policy("catch_up", buffer=100, page_size=1),
+            head=after,
+            processed_before=0,
+            acknowledge=acknowledge,
+        )
+
+    subscribe(0)
+    seen = TAKE_BATCHES + 1
+    await store.append(drafts(seen + 1))
+    ahead = subscribe(seen)
+    assert await ahead.take() == [CaughtUp(seen)]
+    while await dispatcher.run_once() == 0:
+        pass
+    async with asyncio.timeout(60):
+        (batch,) = await ahead.take()
+    assert isinstance(batch, Batch)
+    assert [message.seq for message in batch.messages] == [seen + 1]

@@ -1,4 +1,4 @@
-"""A bus behind a real server, and the client's end of a WebSocket, for tests of `/ws`."""
+"""A bus behind a real server, the client's end of a WebSocket, and what both do about slow clients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 from fastapi import FastAPI
@@ -17,8 +17,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from eventbus_fastapi.bus import EventBus
+from tests.protocol.fitting import check_server_frame
 from tests.serving import Served, serving
 from tests.tables import log_at
+from tests.waiting import eventually
 
 V1 = Subprotocol("eventbus.v1")
 IMPLEMENTATIONS = [
@@ -26,6 +28,8 @@ IMPLEMENTATIONS = [
     pytest.param("websockets", marks=pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*websockets")),
 ]
 """What uvicorn speaks WebSocket with: its own choice, and the older one."""
+BULK = "x" * 100_000
+"""The payload of a large event."""
 PATIENCE = 10.0
 """Seconds after which a frame that should come is missing."""
 
@@ -45,8 +49,10 @@ class ServedBus(NamedTuple):
 async def serving_bus(
     directory: Path, *, server: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[ServedBus]:
-    """Serve the routes of a new bus on SQLite. `server` are uvicorn's options, `settings` the bus's own."""
-    bus = EventBus(log_at(directory / "bus.db"), **settings)
+    """Serve the routes of a new bus on SQLite. `server` are uvicorn's options, `settings` the bus's own; but for them
+    one address may publish a lot at once, as tests do.
+    """
+    bus = EventBus(log_at(directory / "bus.db"), **{"publish_burst": 100_000, **settings})
     app = FastAPI()
     app.include_router(bus.router())
     async with serving(app, **(server or {})) as served:
@@ -54,15 +60,19 @@ async def serving_bus(
 
 
 class Peer:
-    """One open WebSocket, seen from the client. Frames that were joined are taken apart again."""
+    """One open WebSocket, seen from the client. Joined frames are taken apart again; those of our own
+    dialects must fit their schemas.
+    """
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.sizes: list[int] = []
         """How many frames came in each frame of the socket."""
         self._ready: deque[dict[str, Any]] = deque()
+        self._asked: dict[Any, str] = {}
 
     async def send(self, kind: str, **fields: Any) -> None:
+        self._asked[fields.get("id")] = f"{kind} as member" if kind == "subscribe" and "group" in fields else kind
         await self.socket.send(json.dumps({"type": kind, **fields}))
 
     async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
@@ -83,7 +93,10 @@ class Peer:
             frames = frame if isinstance(frame, list) else [frame]
             self.sizes.append(len(frames))
             self._ready.extend(frames)
-        return self._ready.popleft()
+        frame = self._ready.popleft()
+        if self.socket.subprotocol in (None, V1):
+            check_server_frame(frame, self._asked.get(frame.get("id")))
+        return frame
 
     async def next_of(self, kind: str) -> dict[str, Any]:
         """Return the next frame of a type; pass over others."""
@@ -113,5 +126,42 @@ class Peer:
 @contextlib.asynccontextmanager
 async def peer(url: str, **options: Any) -> AsyncIterator[Peer]:
     """Connect. In v1 the first frame is still to come: the `welcome`."""
-    async with connect(url, compression=None, **{"max_size": None, **options}) as socket:
+    async with connect(url, **{"compression": None, "max_size": None, **options}) as socket:
         yield Peer(socket)
+
+
+class Reads(Protocol):
+    """A client of either kind."""
+
+    async def events(self, count: int) -> list[Any]: ...
+
+
+async def publish_until(served: ServedBus, check: Callable[[], object], *, reader: Reads | None = None) -> int:
+    """Publish large events until `check` is true; `reader` must get each of them meanwhile. Return their number."""
+    count = 0
+
+    async def publish() -> bool:
+        nonlocal count
+        await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(10)])
+        count += 10
+        if reader is not None:
+            assert (await reader.events(10))[-1]["seq"] == count
+        return bool(check())
+
+    await eventually(publish, timeout=60)
+    return count
+
+
+def has_unread(served: ServedBus) -> bool:
+    """Say whether the server holds something that its client has not read."""
+    return any(one.transport.get_write_buffer_size() for one in served.served.server.server_state.connections)
+
+
+def tasks(prefix: str) -> list[asyncio.Task[Any]]:
+    """Return the running tasks whose names begin so."""
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith(prefix)]
+
+
+def is_left_alone(served: ServedBus) -> bool:
+    """Say whether nothing is left of any WebSocket. One that is idle has no task of its own."""
+    return not tasks("websocket-") and not served.bus.node.meters.connections

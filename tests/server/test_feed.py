@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from eventbus_fastapi.bus import EventBus
+from eventbus_fastapi.errors import SubscriptionClosed
 from eventbus_fastapi.pipeline.channel import Batch
 from eventbus_fastapi.pipeline.subscription import Subscription
+from eventbus_fastapi.server.dialects import V1, Plain
 from eventbus_fastapi.server.feed import Feed
-from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet
+from eventbus_fastapi.server.outlet import ConnectionEnded, Ending, Outlet, SocketLine
+from eventbus_fastapi.server.rounds import Rounds
+from eventbus_fastapi.server.tasks import Work
 from tests.waiting import eventually
 
 
@@ -24,7 +30,10 @@ class Socket:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    async def send(self, message: dict[str, str]) -> None:
+    async def receive(self) -> Message:
+        raise AssertionError("it is not read")
+
+    async def send(self, message: Message) -> None:
         self.texts.append(message["text"])
 
 
@@ -43,16 +52,40 @@ def feed(
     outlet: Outlet | None = None,
     is_plain: bool = False,
     credit: int | None = None,
+    started: list[asyncio.Task[None]] | None = None,
 ) -> Feed:
+    """Return a feed; `started` gets its tasks."""
+
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
 
+    def start(feed: Feed, work: Work) -> asyncio.Task[None]:
+        task = asyncio.create_task(until_closed(work))
+        if started is not None:
+            started.append(task)
+        return task
+
     if outlet is None:
-        outlet = Outlet(socket or Socket(), send_timeout=10, on_end=fail)  # type: ignore[arg-type]
+        socket = socket or Socket()
+        outlet = Outlet(SocketLine(socket.receive, socket.send, has_bye=True), send_timeout=10, on_end=fail)
     lock = asyncio.Lock()
+    dialect = Plain() if is_plain else V1(sub)
     return Feed(
-        sub, subscription, outlet, eventbus.node, acknowledging=lock, is_plain=is_plain, credit=credit, auto_ack=None
+        sub,
+        subscription,
+        outlet,
+        eventbus.node,
+        dialect=dialect,
+        acknowledging=lock,
+        start=start,
+        rounds=Rounds(),
+        credit=credit,
     )
+
+
+async def until_closed(work: Work) -> None:
+    with contextlib.suppress(SubscriptionClosed):
+        await work()
 
 
 async def batch_of(eventbus: EventBus) -> tuple[Subscription, Batch]:
@@ -104,7 +137,7 @@ class StalledSocket(Socket):
         self.is_asked = asyncio.Event()
         self.reads = asyncio.Event()
 
-    async def send(self, message: dict[str, str]) -> None:
+    async def send(self, message: Message) -> None:
         self.is_asked.set()
         await self.reads.wait()
         await super().send(message)
@@ -114,7 +147,7 @@ async def test_a_frame_that_is_being_sent_is_the_last_one_of_a_feed_that_is_clos
     await eventbus.publish_many([("a", "x" * 200_000)] * 5)
     socket = StalledSocket()
     one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), socket=socket)
-    one.task = asyncio.create_task(one.run())
+    one.open()
     await socket.is_asked.wait()
 
     closing = asyncio.create_task(one.close())
@@ -130,9 +163,11 @@ async def test_a_frame_that_is_being_sent_is_the_last_one_of_a_feed_that_is_clos
 async def test_closing_a_feed_does_not_reset_the_time_that_its_client_has_stalled(eventbus: EventBus) -> None:
     await eventbus.publish("a", 1)
     socket, endings = StalledSocket(), list[Ending | None]()
-    outlet = Outlet(socket, send_timeout=0.2, on_end=endings.append)  # type: ignore[arg-type]
-    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), outlet=outlet)
-    one.task = asyncio.create_task(one.run())
+    line = SocketLine(socket.receive, socket.send, has_bye=True)
+    outlet = Outlet(line, send_timeout=0.2, on_end=endings.append)
+    started: list[asyncio.Task[None]] = []
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), outlet=outlet, started=started)
+    one.open()
     await socket.is_asked.wait()
 
     await asyncio.wait_for(one.close(), 10)
@@ -140,7 +175,8 @@ async def test_closing_a_feed_does_not_reset_the_time_that_its_client_has_stalle
     [ending] = endings
     assert ending is not None
     assert ending.code == 4100
-    assert isinstance(one.task.exception(), ConnectionEnded)
+    [task] = started
+    assert isinstance(task.exception(), ConnectionEnded)
 
 
 # --- acks up to a seq ----------------------------------------------------------------------------
@@ -168,7 +204,7 @@ async def test_what_is_sent_while_an_ack_is_stored_can_be_acknowledged_after_it(
 
     monkeypatch.setattr(eventbus.node, "acknowledge", held)
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(one.run())
+        one.open()
         await eventbus.publish("a", 1)
         await sent(one, socket, 1)
         first = tasks.create_task(one.acknowledge_up_to(100))
@@ -179,7 +215,6 @@ async def test_what_is_sent_while_an_ack_is_stored_can_be_acknowledged_after_it(
         store.set()
 
         assert (await first, await one.acknowledge_up_to(100)) == (1, 1)
-        running.cancel()
     assert await statuses(eventbus, 2) == {"processed"}
 
 
@@ -188,13 +223,12 @@ async def test_an_ack_forgets_nothing_beyond_it(eventbus: EventBus) -> None:
     await eventbus.publish_many([("a", 1)] * 2_500)
     socket = Socket()
     one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket)
-    running = asyncio.create_task(one.run())
+    one.open()
     await sent(one, socket, 2_500)
 
     assert [await one.acknowledge_up_to(seq) for seq in (50, 900, 900, 2_500)] == [50, 850, 0, 1_600]
 
     assert await statuses(eventbus, 2_500) == {"processed"}
-    running.cancel()
 
 
 async def test_acks_that_wait_for_one_another_read_the_log_once(
@@ -211,7 +245,7 @@ async def test_acks_that_wait_for_one_another_read_the_log_once(
         return await history(*args)
 
     monkeypatch.setattr(eventbus.node, "history", counted)
-    running = asyncio.create_task(one.run())
+    one.open()
     await sent(one, socket, 10)
 
     acked = await asyncio.gather(*(one.acknowledge_up_to(number % 10 + 1) for number in range(500)))
@@ -219,7 +253,6 @@ async def test_acks_that_wait_for_one_another_read_the_log_once(
     assert sum(acked) == 10
     assert reads <= 2
     assert await statuses(eventbus, 10) == {"processed"}
-    running.cancel()
 
 
 # --- expiry --------------------------------------------------------------------------------------
@@ -243,6 +276,66 @@ async def test_what_expires_while_a_frame_before_it_is_sent_is_left_out(
     assert [[message.seq for message in frame.messages] for frame in (first, *frames)] == [[1], [3]]
 
 
+class ReadyLine:
+    """A connection with nothing in the way, which can be sent to at once and by a task."""
+
+    kind = "websocket"
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.on_sent: list[Callable[[], object]] = []
+        """Called after the first text, in the next turn of the loop."""
+        self.sender = self.transport = self
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def send_text(self, text: str) -> None:
+        self.texts.append(text)
+        while self.on_sent:
+            asyncio.get_running_loop().call_soon(self.on_sent.pop())
+
+    async def write(self, text: str) -> None:
+        self.send_text(text)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+async def test_what_expires_after_a_frame_was_sent_at_once_is_left_out(
+    eventbus: EventBus, monkeypatch: pytest.MonkeyPatch, is_plain: bool
+) -> None:
+    line, started = ReadyLine(), list[asyncio.Task[None]]()
+    outlet = Outlet(line, send_timeout=10, on_end=lambda ending: None)  # type: ignore[arg-type]
+    subscription = await eventbus.node.subscribe(["a"], 0)
+    await subscription.take()  # it is live
+    one = feed(eventbus, subscription, outlet=outlet, is_plain=is_plain, started=started)
+    await eventbus.publish("a", "x" * 200_000)
+    await eventbus.publish_many([("a", "y" * 100_000)], ttl=60)
+    later = eventbus.node.store.estimate_now() + 61_000_000
+    line.on_sent = [lambda: monkeypatch.setattr(eventbus.node.store, "estimate_now", lambda: later)]
+
+    one.open()
+    await eventually(lambda: bool(started) and started[0].done())
+
+    assert ["x" * 1_000 in text for text in line.texts] == [True]
+    assert one.is_idle
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+async def test_what_was_sent_at_once_leaves_no_task_behind(eventbus: EventBus, is_plain: bool) -> None:
+    line, started = ReadyLine(), list[asyncio.Task[None]]()
+    outlet = Outlet(line, send_timeout=10, on_end=lambda ending: None)  # type: ignore[arg-type]
+    subscription = await eventbus.node.subscribe(["a"], 0)
+    await subscription.take()  # it is live
+    feed(eventbus, subscription, outlet=outlet, is_plain=is_plain, started=started).open()
+    for _ in range(3):
+        await eventbus.publish("a", 1)
+        await asyncio.sleep(0.01)
+
+    await eventually(lambda: sum('"a"' in text for text in line.texts) >= 3)
+    assert started == []
+
+
 async def test_what_has_expired_on_its_way_costs_the_client_no_credit(
     eventbus: EventBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,17 +343,16 @@ async def test_what_has_expired_on_its_way_costs_the_client_no_credit(
     await eventbus.publish("a", "x" * 262_000)
     await eventbus.publish_many([("a", "y" * 100_000)] * 3, ttl=60)
     socket = Socket()
-    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket, credit=5)
     later = eventbus.node.store.estimate_now() + 61_000_000
     send = socket.send
 
-    async def expire_after(message: dict[str, str]) -> None:
+    async def expire_after(message: Message) -> None:
         await send(message)
         monkeypatch.setattr(eventbus.node.store, "estimate_now", lambda: later)
 
     monkeypatch.setattr(socket, "send", expire_after)
-    running = asyncio.create_task(one.run())
+    one = feed(eventbus, await eventbus.node.subscribe(["a"], 0), 1, socket, credit=5)
+    one.open()
     await sent(one, socket, 1)
     await eventually(lambda: one.is_idle)
     assert one._credit == 4
-    running.cancel()

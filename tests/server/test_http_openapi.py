@@ -5,7 +5,6 @@ Its examples are sent as they stand, and its schemas are held against the answer
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +15,14 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from eventbus_fastapi import EventBus
-from eventbus_fastapi.errors import GroupNotFound
 from eventbus_fastapi.store import Ack
-from eventbus_fastapi.store.group import Again, Death, Ending, Settlement
 from tests.server.asking import app_of, asking, bus_on
+from tests.server.examples import GROUP, RECURRING, prepare
+from tests.server.sockets import serving_bus
 
 Object = dict[str, Any]
-GROUP = "shop.send_welcome"
-"""The group of the examples."""
-RECURRING = "nightly-report"
-"""The recurring event of the examples."""
+ENDLESS = "/events/stream"
+"""The path whose answer does not end, so that only a real server can be asked for it."""
 
 
 class Operation(NamedTuple):
@@ -95,6 +92,7 @@ def test_every_operation_has_a_name_a_tag_and_words(document: Object) -> None:
     } == {
         ("POST", "/publish", "eventbus_publish"),
         ("GET", "/events", "eventbus_list_events"),
+        ("GET", "/events/stream", "eventbus_stream_events"),
         ("GET", "/events/{seq}", "eventbus_get_event"),
         ("GET", "/healthz", "eventbus_healthz"),
         ("GET", "/readyz", "eventbus_readyz"),
@@ -178,12 +176,47 @@ async def test_every_request_example_is_accepted_as_it_stands(
     assert sent >= 16
 
 
+async def test_every_cloudevent_example_is_accepted_as_it_stands(
+    document: Object, eventbus: EventBus, http: httpx.AsyncClient
+) -> None:
+    operation = operation_of(document, "POST", "/publish")
+    sent = 0
+    for media_type, content in operation.document["requestBody"]["content"].items():
+        if not media_type.startswith("application/cloudevents"):
+            continue
+        for example in content["examples"].values():
+            answer = await http.post("/publish", json=example["value"], headers={"content-type": media_type})
+            assert answer.status_code == 201, answer.text
+            check_answer(document, operation, answer)
+            sent += 1
+
+    assert sent == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [("/events", "application/cloudevents-batch+json"), ("/events/{seq}", "application/cloudevents+json")],
+)
+async def test_an_answer_with_cloudevents_is_as_documented(
+    document: Object, eventbus: EventBus, http: httpx.AsyncClient, path: str, media_type: str
+) -> None:
+    await eventbus.publish("a", {"x": 1}, key="k", metadata={"m": [1]}, ttl=60)
+    await eventbus.publish("a", b"\x00")
+
+    answer = await http.get(path.format(seq=1), headers={"accept": media_type})
+
+    assert answer.headers["content-type"] == media_type
+    check_answer(document, operation_of(document, "GET", path), answer)
+
+
 async def test_every_parameter_example_is_accepted_as_it_stands(
     document: Object, eventbus: EventBus, http: httpx.AsyncClient
 ) -> None:
     asked = 0
 
     for operation in operations(document):
+        if operation.path == ENDLESS:
+            continue
         for parameter in operation.document.get("parameters", []):
             for example in parameter["examples"].values():
                 check(document, parameter["schema"], example["value"])
@@ -200,6 +233,19 @@ async def test_every_parameter_example_is_accepted_as_it_stands(
     assert asked >= 20
 
 
+async def test_every_parameter_example_of_a_stream_begins_one(document: Object, tmp_path: Path) -> None:
+    [content_type] = operation_of(document, "GET", ENDLESS).document["responses"]["200"]["content"]
+    async with serving_bus(tmp_path) as served, httpx.AsyncClient(base_url=served.served.http) as http:
+        for parameter in operation_of(document, "GET", ENDLESS).document["parameters"]:
+            for example in parameter["examples"].values():
+                check(document, parameter["schema"], example["value"])
+                chosen = {parameter["name"]: example["value"]}
+                where: Any = {"params" if parameter["in"] == "query" else "headers": chosen}
+                async with http.stream("GET", ENDLESS, **where) as answer:
+                    assert answer.status_code == 200, chosen
+                    assert answer.headers["content-type"].startswith(content_type)
+
+
 def bodies_of(operation: Operation) -> list[Any]:
     """Return the examples of what an operation is sent."""
     content = operation.document.get("requestBody", {}).get("content", {}).get("application/json", {})
@@ -211,27 +257,6 @@ def path_of(operation: Operation, **chosen: Any) -> str:
     parameters = [each for each in operation.document.get("parameters", []) if each["in"] == "path"]
     first = {each["name"]: next(iter(each["examples"].values()))["value"] for each in parameters}
     return operation.path.format(**first | chosen)
-
-
-async def prepare(eventbus: EventBus) -> None:
-    """Have some events, and a group with all that a group may have: an event that waits, and one that died."""
-    await eventbus.publish_many([("user.created", {"id": 1}), ("chat.user1", "Hello"), ("image.added", b"\x89PNG")])
-    await eventbus.recurring.declare(RECURRING, "@daily", "report.requested", {"kind": "sales"})
-    groups = eventbus.node.store.groups
-    with contextlib.suppress(GroupNotFound):
-        await groups.delete(GROUP)
-    group = await groups.ensure(GROUP, ["#"], after=0, ordered_by="key", archive="all")
-    messages = (await eventbus.node.store.read(0, 3)).messages
-    claim = await groups.claim(group, messages, up_to=3, owner="one", lease=60)
-    assert claim is not None
-    error = {"attempt": 1, "type": "httpx.ConnectError", "message": "no", "time": 1, "node": "n", "traceback": "…"}
-    again, dead = [Again(2, 1, 60_000_000, [error])], [Death(1, 1, [error])]
-    endings = [
-        Ending(messages[0], "dead", 1, None, "one", [error]),
-        Ending(messages[2], "acked", 1, 250_000, "one", []),
-    ]
-    settled = Settlement(group.id, claim.token, done=[3], again=again, dead=dead, pending=(), endings=endings)
-    await groups.settle([settled])
 
 
 @pytest.mark.parametrize(
@@ -313,6 +338,20 @@ PROBLEMS: list[tuple[str, str, str, int, Object]] = [
     ("POST", "/publish", "payload.too_large", 413, {"json": {"topic": "a", "payload": "x" * 300_000}}),
     ("POST", "/publish", "batch.too_large", 413, {"json": [{"topic": "a", "payload": 1}] * 1_001}),
     ("POST", "/publish", "request.too_large", 413, {"json": "x" * 1_100_000}),
+    (
+        "POST",
+        "/publish",
+        "cloudevent.invalid",
+        400,
+        {"json": {"specversion": "1.0"}, "headers": {"content-type": "application/cloudevents+json"}},
+    ),
+    (
+        "POST",
+        "/publish",
+        "idempotency.invalid",
+        400,
+        {"json": {"topic": "a", "payload": 1}, "headers": {"Idempotency-Key": ""}},
+    ),
     ("POST", "/publish", "request.media_type", 415, {"headers": {"content-type": "text/plain"}}),
     ("POST", "/publish", "request.invalid", 422, {"json": {"payload": 1}}),
     ("POST", "/publish", "topic.invalid", 422, {"json": {"topic": "orders.", "payload": 1}}),
@@ -326,6 +365,8 @@ PROBLEMS: list[tuple[str, str, str, int, Object]] = [
     ("POST", "/publish", "event.invalid", 422, {"json": {"topic": "a", "payload": 1, "durable": False, "delay": 1}}),
     ("GET", "/events", "request.invalid", 422, {"params": {"limit": 5_000}}),
     ("GET", "/events", "pattern.invalid", 422, {"params": {"pattern": "user.*x"}}),
+    ("GET", "/events/stream", "request.invalid", 422, {"headers": {"Last-Event-ID": "seventeen"}}),
+    ("GET", "/events/stream", "pattern.invalid", 422, {"params": {"pattern": "user.*x"}}),
     ("GET", "/events/{seq}", "event.not_found", 404, {}),
     ("GET", "/events/{seq}", "request.invalid", 422, {"seq": 0}),
     ("GET", "/groups/{name}", "group.not_found", 404, {"name": "shop.nobody"}),
@@ -398,6 +439,7 @@ async def test_a_problem_comes_as_its_example_says(
         ("POST", "/publish", "DROP TABLE bus_event", 500, "store.failed"),
         ("GET", "/events", "DROP TABLE bus_event", 500, "store.failed"),
         ("GET", "/events", "DELETE FROM bus_head", 503, "store.schema"),
+        ("GET", "/events/stream", "DELETE FROM bus_head", 503, "store.schema"),
         ("GET", "/events/{seq}", "DROP TABLE bus_event", 500, "store.failed"),
         ("PUT", "/groups/{name}", "DELETE FROM bus_head", 503, "store.schema"),
         ("POST", "/groups/{name}/reset", "DELETE FROM bus_head", 503, "store.schema"),

@@ -148,7 +148,7 @@ async def test_a_page_has_100_events_unless_told(eventbus: EventBus, http: httpx
 async def test_history_beyond_the_head_is_empty(eventbus: EventBus, http: httpx.AsyncClient) -> None:
     await eventbus.publish("a", 1)
 
-    answer = await http.get("/events", params={"after": 2**63 - 1})
+    answer = await http.get("/events", params={"after": 2**53 - 1})
 
     assert answer.json() == {"events": [], "next": None, "head": 1, "first_seq": 1}
 
@@ -215,6 +215,14 @@ async def test_a_running_bus_is_healthy_and_ready(http: httpx.AsyncClient) -> No
 
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_a_bus_whose_fan_out_is_away_is_ready_and_says_so(tmp_path: Path) -> None:
+    async with bus_on(tmp_path, fanout="nats://127.0.0.1:1") as eventbus, asking(app_of(eventbus)) as http:
+        ready = await http.get("/readyz")
+
+    remarks = ["fan-out is away; live events are read from the database"]
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "remarks": remarks})
 
 
 async def test_a_bus_that_is_not_started_is_healthy_and_not_ready(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from eventbus_fastapi import EventBus
+from eventbus_fastapi.settings import Settings
 from tests.server.asking import app_of, asking, assert_problem, bus_on
+from tests.tables import log_at
 
 WANTED = {"cron": "0 3 * * *", "topic": "report.requested", "payload": {"kind": "sales"}}
 
@@ -105,3 +107,13 @@ async def test_what_cannot_be_used_is_refused(
 ) -> None:
     assert_problem(await http.put(f"/recurring/{name}", json=WANTED | change), 422, code, *words)
     assert (await http.get("/recurring")).json() == {"recurring": []}
+
+
+async def test_running_one_now_is_a_publish_for_the_rate_of_who_does_it(tmp_path: Path) -> None:
+    settings = Settings(database_url=log_at(tmp_path / "slow.db"), publish_rate=0.01, publish_burst=2)
+    async with EventBus(settings=settings) as eventbus, asking(app_of(eventbus)) as http:
+        await http.put("/recurring/nightly", json=WANTED)
+        answers = [await http.post("/recurring/nightly/run", json={}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 429]
+    assert_problem(answers[2], 429, "publish.too_fast")
+    assert int(answers[2].headers["retry-after"]) > 0

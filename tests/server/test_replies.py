@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
-from eventbus_fastapi.server.outlet import Ending, Outlet
-from eventbus_fastapi.server.replies import MAX_WAITING, MAX_WAITING_BYTES, Replies
+from eventbus_fastapi.server.outlet import Ending, Outlet, SocketLine
+from eventbus_fastapi.server.replies import MAX_WAITING, Replies
 from tests.waiting import eventually
+
+MAX_QUEUED = 1_000_000
 
 
 class Socket:
@@ -20,7 +23,10 @@ class Socket:
         self.texts: list[str] = []
         self.reads = asyncio.Event()
 
-    async def send(self, message: dict[str, str]) -> None:
+    async def receive(self) -> Message:
+        raise AssertionError("it is not read")
+
+    async def send(self, message: Message) -> None:
         await self.reads.wait()
         self.texts.append(message["text"])
 
@@ -35,15 +41,22 @@ async def replies(socket: Socket) -> AsyncIterator[Replies]:
     def fail(ending: Ending | None) -> None:
         raise AssertionError(ending)
 
-    replies = Replies(Outlet(socket, send_timeout=60, on_end=fail), is_plain=False)  # type: ignore[arg-type]
-    running = asyncio.create_task(replies.run())
+    outlet = Outlet(SocketLine(socket.receive, socket.send, has_bye=True), send_timeout=60, on_end=fail)
+    running: list[asyncio.Task[None]] = []
+    replies = Replies(
+        outlet,
+        is_plain=False,
+        max_queued=MAX_QUEUED,
+        start=lambda work: running.append(asyncio.create_task(work())),
+    )
     yield replies
     replies.close()
-    running.cancel()
+    for each in running:
+        each.cancel()
 
 
 def has_room(replies: Replies) -> bool:
-    return replies._room.is_set()
+    return replies.has_room
 
 
 def stored() -> asyncio.Future[Any]:
@@ -60,7 +73,7 @@ async def test_frames_that_wait_for_their_results_are_counted(replies: Replies) 
 
 
 async def test_frames_that_wait_for_their_results_are_counted_in_bytes(replies: Replies) -> None:
-    replies.expect(stored(), None, 1, MAX_WAITING_BYTES - 1)
+    replies.expect(stored(), None, 1, MAX_QUEUED - 1)
     assert has_room(replies)
 
     replies.expect(stored(), None, 2, 1)
@@ -70,7 +83,7 @@ async def test_frames_that_wait_for_their_results_are_counted_in_bytes(replies: 
 
 async def test_answers_that_are_known_are_counted_in_bytes_too(replies: Replies) -> None:
     replies.expect(stored(), None, 1, 0)  # the others wait for it
-    replies.say("x" * (MAX_WAITING_BYTES - 10))
+    replies.say("x" * (MAX_QUEUED - 10))
     assert has_room(replies)
 
     replies.ok(2)
@@ -84,7 +97,7 @@ async def test_answers_that_a_client_does_not_read_leave_no_room(replies: Replie
         replies.say("x" * 100_000)
         said += 1
         await asyncio.sleep(0)
-    assert said * 100_000 < 2 * MAX_WAITING_BYTES
+    assert said * 100_000 < 2 * MAX_QUEUED
 
     socket.reads.set()
 

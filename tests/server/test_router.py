@@ -14,6 +14,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocketException
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import HTTPConnection
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -251,6 +252,31 @@ async def test_a_dependency_may_refuse_only_the_websocket(tmp_path: Path) -> Non
         with pytest.raises(InvalidStatus) as refusal:
             await connect(served.ws)
     assert refusal.value.response.status_code == 403
+
+
+async def test_a_page_of_somebody_else_gets_nowhere_with_the_cookie_that_a_dependency_reads(tmp_path: Path) -> None:
+    """A browser sends it whichever page asks, and opens a WebSocket to anywhere."""
+
+    def guard(connection: HTTPConnection) -> None:
+        if connection.cookies.get("session") != "good":
+            raise HTTPException(401)
+
+    app = FastAPI()
+    app.include_router(bus_on(tmp_path).router(), dependencies=[Depends(guard)])
+    async with serving(app) as served, httpx.AsyncClient(base_url=served.http, trust_env=False) as http:
+        theirs, ours = (
+            {"Cookie": "session=good", "Origin": origin} for origin in ("https://evil.example", served.http)
+        )
+
+        refused = await http.post("/publish", json=EVENT, headers=theirs)
+        with pytest.raises(InvalidStatus) as denied:
+            await connect(served.ws, additional_headers=theirs, proxy=None)
+
+        assert_problem(refused, 403, "origin.forbidden", "https://evil.example", "EVENTBUS_ALLOWED_ORIGINS")
+        assert denied.value.response.status_code == 403
+        assert (await http.post("/publish", json=EVENT, headers=ours)).status_code == 201
+        async with connect(served.ws, additional_headers=ours, proxy=None):
+            pass
 
 
 async def test_an_error_that_a_dependency_raises_reaches_the_handler_of_the_app(tmp_path: Path) -> None:

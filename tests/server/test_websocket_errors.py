@@ -182,7 +182,8 @@ async def test_only_unknown_subprotocols_are_refused(served: ServedBus) -> None:
     assert response.headers["Content-Type"] == "application/problem+json"
     problem = json.loads(response.body or b"")
     assert problem["code"] == "subprotocol.unknown"
-    assert problem["detail"] == "unknown subprotocol 'eventbus.v9', 'mqtt'; expected none or 'eventbus.v1'"
+    expected = "expected none, 'eventbus.v1' or 'cloudevents.json'"
+    assert problem["detail"] == f"unknown subprotocol 'eventbus.v9', 'mqtt'; {expected}"
 
 
 async def test_the_known_subprotocol_is_found_among_others(served: ServedBus) -> None:

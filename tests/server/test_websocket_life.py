@@ -11,12 +11,20 @@ from typing import Any
 import pytest
 
 from tests.databases import in_use
-from tests.server.sockets import IMPLEMENTATIONS, Peer, ServedBus, serving_bus
+from tests.server.sockets import (
+    BULK,
+    IMPLEMENTATIONS,
+    ServedBus,
+    has_unread,
+    is_left_alone,
+    publish_until,
+    serving_bus,
+    tasks,
+)
 from tests.waiting import eventually
 
 STALLED: dict[str, Any] = {"max_queue": 1, "ping_interval": None}
 """A client that stops reading from its socket as soon as the test stops reading from it."""
-BULK = "x" * 100_000
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ async def served(tmp_path: Path) -> AsyncIterator[ServedBus]:
 async def test_a_reader_that_stalls_is_closed_and_learns_why_once_it_reads(served: ServedBus, dialect: str) -> None:
     async with served.plain(**STALLED) if dialect == "plain" else served.v1(**STALLED) as slow:
         await slow.send("subscribe", pattern="#", starting_seq=0)
-        await _publish_until(served, lambda: _tasks("websocket-close"))
+        await publish_until(served, lambda: tasks("websocket-close"))
 
         frames, code = await slow.rest()
 
@@ -41,10 +49,33 @@ async def test_a_reader_that_stalls_is_closed_and_learns_why_once_it_reads(serve
         assert frames[-1]["error"]["code"] == "subscriber.slow"
 
 
+async def test_a_connection_that_stalls_holds_one_page_of_the_log_however_many_subscriptions_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving_bus(tmp_path, send_timeout=60) as served:
+        store, pages = served.bus.node.store, 0
+        await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(60)])  # two pages
+        read = store.read
+
+        async def counted(*args: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            return await read(*args)
+
+        monkeypatch.setattr(store, "read", counted)
+        async with served.v1(**STALLED) as slow:
+            for sub in range(30):
+                await slow.send("subscribe", sub=sub, pattern="#", after=0)
+            await eventually(lambda: len(served.bus.node._subscriptions) == 30 and has_unread(served))
+
+            assert pages < 15  # those that fit into the buffers on the way, and one
+            slow.socket.transport.abort()
+
+
 async def test_a_slow_reader_resumes_after_its_last_seq(served: ServedBus) -> None:
     async with served.v1(**STALLED) as slow:
         await slow.send("subscribe", pattern="#", starting_seq=0)
-        await _publish_until(served, lambda: _tasks("websocket-close"))
+        await publish_until(served, lambda: tasks("websocket-close"))
         frames, _ = await slow.rest()
     last = max(frame["seq"] for frame in frames if frame["type"] == "event")
     head = (await served.bus.head()).last_seq
@@ -62,7 +93,7 @@ async def test_a_stalled_reader_holds_up_nobody_else(served: ServedBus) -> None:
         await slow.send("subscribe", pattern="#", after=0)
         await quick.send("subscribe", pattern="#", after=0)
 
-        await _publish_until(served, lambda: _tasks("websocket-close"), reader=quick)
+        await publish_until(served, lambda: tasks("websocket-close"), reader=quick)
 
         await slow.rest()
 
@@ -77,10 +108,10 @@ async def test_a_client_that_never_reads_again_leaves_nothing_on_the_server(
         served.v1(**STALLED) as slow,
     ):
         await slow.send("subscribe", pattern="#", after=0)
-        await _publish_until(served, lambda: _tasks("websocket-close"))
+        await publish_until(served, lambda: tasks("websocket-close"))
 
         await eventually(lambda: not served.served.server.server_state.connections)
-        assert not _tasks("websocket-")
+        assert is_left_alone(served)
         slow.socket.transport.abort()
 
 
@@ -89,7 +120,7 @@ async def test_a_heartbeat_never_claims_what_is_still_to_be_sent(tmp_path: Path)
     async with serving_bus(tmp_path, heartbeat=0.05, send_timeout=30) as served, served.v1(**STALLED) as slow:
         await slow.send("subscribe", id=1, pattern="#")
         await slow.next_of("caught_up")
-        await _publish_until(served, lambda: _has_unread(served))
+        await publish_until(served, lambda: has_unread(served))
         # The feed waits for the client now, and has more to send. Let some heartbeats be due.
         last = (await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(30)]))[-1].seq
         began = loop.time()
@@ -110,7 +141,7 @@ async def test_the_policy_disconnect_ends_a_reader_that_falls_behind(tmp_path: P
         await slow.send("subscribe", id=1, pattern="#", overflow="disconnect", buffer=10)
         await slow.next_of("caught_up")
         # The close may be through at once: it falls behind by number, whether or not it stalls.
-        await _publish_until(served, lambda: _tasks("websocket-close") or not _tasks("websocket-"))
+        await publish_until(served, lambda: tasks("websocket-close") or is_left_alone(served))
 
         frames, code = await slow.rest()
 
@@ -177,7 +208,7 @@ async def test_no_task_and_no_subscription_is_left_of_a_client_that(served: Serv
             if way == "vanishes":
                 client.socket.transport.abort()
 
-    await eventually(lambda: not _tasks("websocket-"))
+    await eventually(lambda: is_left_alone(served))
     await eventually(lambda: not served.bus.node._subscriptions)
 
 
@@ -200,17 +231,37 @@ async def test_a_stopping_server_tells_its_clients_to_come_back(tmp_path: Path) 
             await client.next_of("caught_up")
 
         assert (await client.rest())[1] == 1012
-        assert not _tasks("websocket-")
+        assert is_left_alone(served)
+
+
+async def test_a_stopping_server_tells_each_client_another_time_to_come_back(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving_bus(tmp_path, restart_spread=3) as served:
+            clients = [await stack.enter_async_context(served.v1()) for _ in range(20)]
+            plain = await stack.enter_async_context(served.plain())
+            for client in clients:
+                await client.next_of("welcome")
+
+        byes = []
+        for client in clients:
+            frames, code = await client.rest()
+            assert code == 1012
+            byes.append(frames[-1])
+        assert (await plain.rest()) == ([], 1012)  # this dialect has no word for it
+    assert {bye["type"] for bye in byes} == {"bye"}
+    assert {bye["error"]["code"] for bye in byes} == {"server.not_running"}
+    assert all(bye["reconnect"] and 0 <= bye["after"] <= 3 for bye in byes)
+    assert len({bye["after"] for bye in byes}) > 15
 
 
 async def test_a_stopping_server_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> None:
     async with serving_bus(tmp_path, send_timeout=0.1, close_timeout=600) as served, served.v1(**STALLED) as slow:
         await slow.send("subscribe", pattern="#", after=0)
-        await _publish_until(served, lambda: _tasks("websocket-close"))
+        await publish_until(served, lambda: tasks("websocket-close"))
 
         served.served.server.should_exit = True
 
-        await eventually(lambda: not _tasks("websocket-"))
+        await eventually(lambda: is_left_alone(served))
         await slow.rest()
 
 
@@ -218,7 +269,7 @@ async def test_a_server_that_waits_for_its_connections_stops_beside_a_client_tha
     server = {"timeout_graceful_shutdown": None}
     async with serving_bus(tmp_path, server=server, send_timeout=1) as served, served.v1(**STALLED) as slow:
         await slow.send("subscribe", pattern="#", after=0)
-        await _publish_until(served, lambda: _has_unread(served))
+        await publish_until(served, lambda: has_unread(served))
 
         served.served.server.should_exit = True
 
@@ -252,28 +303,3 @@ async def test_publishes_in_flight_are_bounded_by_not_reading_on(
         gate.set()
 
         assert [(await client.next())["id"] for _ in range(3_000)] == list(range(3_000))
-
-
-async def _publish_until(served: ServedBus, check: Any, *, reader: Peer | None = None) -> int:
-    """Publish large events until `check` is true; `reader` must get each of them meanwhile. Return their number."""
-    count = 0
-
-    async def publish() -> bool:
-        nonlocal count
-        await served.bus.publish_many([served.bus.draft("bulk", BULK) for _ in range(10)])
-        count += 10
-        if reader is not None:
-            assert (await reader.events(10))[-1]["seq"] == count
-        return bool(check())
-
-    await eventually(publish, timeout=60)
-    return count
-
-
-def _has_unread(served: ServedBus) -> bool:
-    """Say whether the server holds something that its client has not read."""
-    return any(one.transport.get_write_buffer_size() for one in served.served.server.server_state.connections)
-
-
-def _tasks(prefix: str) -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith(prefix)]

@@ -43,6 +43,7 @@ async def test_the_first_frame_is_a_welcome(served: ServedBus) -> None:
         "max_payload": 262_144,
         "max_batch": 1_000,
         "max_subscriptions": 100,
+        "max_credit": 1_000_000,
         "buffer": 5_000,
     }
 

@@ -64,6 +64,16 @@ async def test_refused_acks_do_not_hinder_the_others(store: Store) -> None:
     assert await status(store, 1, 2, 3) == ["processed", "pending", "processed"]
 
 
+async def test_what_may_not_be_read_is_as_if_it_were_not_there(store: Store) -> None:
+    await store.append(drafts(2))
+    [message, _] = (await store.read(0, 2)).messages
+    refused = await store.acknowledge([Ack(1, None, lambda topic: topic != message.topic), Ack(99)])
+    assert kinds(refused) == [NotFound, NotFound]
+    assert str(refused[0]).replace("1", "99") == str(refused[1])
+    assert await status(store, 1, 2) == ["pending", "pending"]
+    assert await store.acknowledge([Ack(1, None, lambda topic: topic == message.topic)]) == [None]
+
+
 async def test_one_refused_ack_of_an_event_does_not_undo_another(store: Store) -> None:
     event, other = drafts(2)
     await store.append([event, other])

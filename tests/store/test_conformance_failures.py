@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventbus_fastapi.errors import SchemaOutdated, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Ack, Outbox, Store, create_engine, create_session_engine
+from eventbus_fastapi.store import Ack, OutboxWriter, Store, create_engine, create_session_engine
 from eventbus_fastapi.store.engines import BEGIN
 from tests.databases import in_use
 from tests.drafts import draft, drafts
@@ -194,7 +194,7 @@ async def test_not_even_the_cause_of_a_refusal_shows_what_was_to_be_stored(store
     users = create_session_engine(store.engine.url, store.settings)
     async with users.connect() as connection:
         with pytest.raises(StoreError) as in_a_session:
-            await Outbox(store.sql, lambda: None).add(connection, event)
+            await OutboxWriter(store.sql, lambda: None).add(connection, event)
     await users.dispose()
     with pytest.raises(StoreError) as in_an_append:
         await store.append([event])

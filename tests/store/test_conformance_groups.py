@@ -76,6 +76,22 @@ async def test_many_make_the_same_group_at_once_and_there_is_one(open_another: O
     assert len({group.id for group in made}) == 1
 
 
+async def test_a_group_that_is_ordered_from_now_on_has_the_keys_of_what_is_in_flight(
+    store: Store, groups: Groups
+) -> None:
+    """Given an event that was claimed while there was no order, then the next of its key waits for it all the same."""
+    log = await fill(store, "a", "a", "a", keys=["x", "x", "y"])
+    group = await groups.ensure("g", ["#"], after=0)
+    first = await claim(groups, group, log[:1])
+
+    group = await groups.ensure("g", ["#"], after=0, ordered_by="key", is_declared=True)
+
+    assert (await claim(groups, group, log[1:])).seqs == (3,)
+    assert await hold(groups, group) == []
+    assert await groups.settle([Settlement(group.id, first.token, done=[1], pending=())]) == set()
+    assert seqs(await hold(groups, group)) == [2]
+
+
 async def test_a_declared_group_takes_over_what_is_declared_and_keeps_its_place(groups: Groups) -> None:
     await groups.ensure("billing", ["a"], after=7)
     group = await groups.ensure("billing", ["b", "c"], after=0, ordered_by="key", max_attempts=3, is_declared=True)
@@ -686,3 +702,41 @@ async def test_figures_say_how_far_behind_a_group_is(store: Store, groups: Group
     figures: Any = await groups.figures(group)
     assert figures.lag == 3
     assert figures.lag_seconds >= 0
+
+
+async def test_the_figures_of_all_groups_are_those_of_each(store: Store, groups: Groups) -> None:
+    """Given groups in different states, when all are looked at, each has what it has alone."""
+    messages = await fill(store, *"abcdef")
+    for name in ("idle", "busy", "behind"):
+        await groups.ensure(name, ["#"], after=0)
+    busy, behind = await groups.get("busy"), await groups.get("behind")
+    claimed = await claim(groups, busy, messages)
+    dead, back = [Death(1, 1, [ERROR])], [again(2), again(3, delay=60_000_000)]
+    await groups.settle([Settlement(busy.id, claimed.token, dead=dead, again=back, pending=claimed.seqs[3:])])
+    await hold(groups, busy, limit=1)
+    await claim(groups, behind, messages[:2])
+
+    figures = await groups.all_figures()
+
+    assert figures[busy.id][:1] + figures[busy.id][2:] == (0, 4, 1, 1)
+    for name in ("idle", "busy", "behind"):
+        group = await groups.get(name)
+        alone = await groups.figures(group)
+        assert figures[group.id]._replace(lag_seconds=0) == alone._replace(lag_seconds=0)
+        assert 0 <= figures[group.id].lag_seconds <= alone.lag_seconds
+
+
+async def test_the_figures_of_a_group_tell_how_long_it_waits_also_behind_a_gap(store: Store, groups: Groups) -> None:
+    """Given a group whose next event was removed, then what waits is the one after it."""
+    await store.append([draft(ttl=0.000_001), draft(), draft()])
+    group = await groups.ensure("g", ["#"], after=0)
+    await eventually(lambda: _removes(store))
+
+    (figures,) = (await groups.all_figures()).values()
+
+    assert figures.lag == 3
+    assert 0 < figures.lag_seconds <= (await groups.figures(group)).lag_seconds
+
+
+async def _removes(store: Store) -> bool:
+    return await store.remove_expired() == 1

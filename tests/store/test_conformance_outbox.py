@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from eventbus_fastapi.errors import StoreError, StoreUnavailable
 from eventbus_fastapi.events import Draft
-from eventbus_fastapi.store import Outbox, Store, create_engine
+from eventbus_fastapi.store import OutboxWriter, Store, create_engine
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 
@@ -29,11 +29,11 @@ async def users(store: Store) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-def outbox(store: Store) -> Outbox:
-    return Outbox(store.sql, lambda: None)
+def outbox(store: Store) -> OutboxWriter:
+    return OutboxWriter(store.sql, lambda: None)
 
 
-async def commit(users: AsyncEngine, outbox: Outbox, *events: Draft) -> None:
+async def commit(users: AsyncEngine, outbox: OutboxWriter, *events: Draft) -> None:
     async with users.begin() as connection:
         for event in events:
             await outbox.add(connection, event)
@@ -54,7 +54,7 @@ async def left_in_outbox(store: Store) -> int:
 
 
 async def test_an_event_enters_the_log_when_its_transaction_has_committed(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.begin() as connection:
         await outbox.add(connection, draft(payload="A"))
@@ -67,7 +67,7 @@ async def test_an_event_enters_the_log_when_its_transaction_has_committed(
 
 
 async def test_an_event_of_a_transaction_rolled_back_never_appears(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.connect() as connection:
         await outbox.add(connection, draft(payload="A"))
@@ -78,7 +78,7 @@ async def test_an_event_of_a_transaction_rolled_back_never_appears(
 
 
 async def test_a_savepoint_rolled_back_removes_only_its_own_events(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.begin() as connection:
         await outbox.add(connection, draft(payload="before"))
@@ -92,7 +92,9 @@ async def test_a_savepoint_rolled_back_removes_only_its_own_events(
     assert await payloads(store) == ["before", "after", "kept"]
 
 
-async def test_the_events_of_one_transaction_keep_their_order(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+async def test_the_events_of_one_transaction_keep_their_order(
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
+) -> None:
     await commit(users, outbox, *drafts(50))
     await store.sequence()
     assert await payloads(store) == list(range(1, 51))
@@ -100,7 +102,7 @@ async def test_the_events_of_one_transaction_keep_their_order(store: Store, user
 
 @on_servers
 async def test_what_commits_first_is_first_however_long_others_stay_open(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.begin() as slow:
         await outbox.add(slow, draft(payload="A"))
@@ -116,7 +118,7 @@ async def test_what_commits_first_is_first_however_long_others_stay_open(
 @on_servers
 @pytest.mark.parametrize("count", [2, 20, 500])
 async def test_any_number_of_events_passes_an_open_transaction(
-    store: Store, users: AsyncEngine, outbox: Outbox, count: int
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, count: int
 ) -> None:
     # MySQL answers a DELETE of most rows by a scan, and that waits for the row of the open transaction.
     async with users.begin() as slow:
@@ -129,7 +131,7 @@ async def test_any_number_of_events_passes_an_open_transaction(
 
 @on_servers
 async def test_an_open_transaction_that_rolls_back_leaves_no_hole(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.connect() as slow:
         await outbox.add(slow, draft(payload="A"))
@@ -143,7 +145,7 @@ async def test_an_open_transaction_that_rolls_back_leaves_no_hole(
 @on_servers
 @pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_publishing_neither_waits_nor_fails_at_any_isolation_level(
-    store: Store, users: AsyncEngine, outbox: Outbox, isolation_level: str
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, isolation_level: str
 ) -> None:
     strict = users.execution_options(isolation_level=isolation_level)
     async with strict.begin() as one, strict.begin() as two:
@@ -163,7 +165,7 @@ async def test_on_sqlite_an_open_transaction_that_published_holds_the_one_write_
     store = await open_another(busy_timeout=0.01)
     users = create_engine(store.settings)
     async with users.begin() as slow:
-        await Outbox(store.sql, lambda: None).add(slow, draft(payload="A"))
+        await OutboxWriter(store.sql, lambda: None).add(slow, draft(payload="A"))
         assert await payloads(store) == []  # reading goes on
         with pytest.raises(StoreUnavailable, match="locked"):
             await store.append([draft(payload="B")])
@@ -173,7 +175,7 @@ async def test_on_sqlite_an_open_transaction_that_published_holds_the_one_write_
 
 
 async def test_a_committed_event_comes_before_one_that_is_appended_after_the_commit(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     await commit(users, outbox, draft(payload="first"))
     receipts, last_seq, *_ = await store.append([draft(payload="second"), draft(payload="third")])
@@ -184,7 +186,7 @@ async def test_a_committed_event_comes_before_one_that_is_appended_after_the_com
 
 
 async def test_a_committed_event_comes_before_one_that_another_node_appends(
-    store: Store, open_another: OpenStore, users: AsyncEngine, outbox: Outbox
+    store: Store, open_another: OpenStore, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     other = await open_another()
     for number in range(5):
@@ -194,7 +196,7 @@ async def test_a_committed_event_comes_before_one_that_another_node_appends(
 
 
 async def test_an_append_comes_after_an_outbox_of_many_batches(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     async with users.begin() as connection:
         await connection.execute(store.sql.add_to_outbox, [_row(event) for event in drafts(2_500)])
@@ -211,7 +213,9 @@ async def test_a_node_sequences_a_thousand_at_once_and_says_what_it_moved(store:
     assert await store.sequence() == (0, 1_500)
 
 
-async def test_large_events_leave_the_outbox_a_few_at_a_time(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+async def test_large_events_leave_the_outbox_a_few_at_a_time(
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
+) -> None:
     """A thousand of them took longer than a transaction may, were rolled back, and nothing was published any more."""
     known = draft()
     await store.append([known])
@@ -222,7 +226,7 @@ async def test_large_events_leave_the_outbox_a_few_at_a_time(store: Store, users
 
 
 async def test_an_append_comes_after_an_outbox_of_large_events(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     await commit(users, outbox, *large(7))
     receipts, *_ = await store.append([draft()])
@@ -230,7 +234,7 @@ async def test_an_append_comes_after_an_outbox_of_large_events(
 
 
 async def test_an_event_larger_than_a_batch_enters_the_log_alone(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     await commit(users, outbox, draft(payload=bytes(5_000_000)), draft())
     assert await store.sequence() == (1, 1)
@@ -248,7 +252,7 @@ async def test_a_ttl_that_foreign_sql_wrote_blocks_nothing(store: Store, users: 
 
 
 async def test_an_event_whose_message_id_is_in_the_log_is_dropped_and_blocks_nothing(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     known = draft(payload="known")
     await store.append([known])
@@ -259,7 +263,7 @@ async def test_an_event_whose_message_id_is_in_the_log_is_dropped_and_blocks_not
 
 
 async def test_a_message_id_twice_in_the_outbox_enters_the_log_once(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     event = draft(payload="first")
     await commit(users, outbox, event)
@@ -270,7 +274,7 @@ async def test_a_message_id_twice_in_the_outbox_enters_the_log_once(
 
 
 async def test_a_message_id_in_the_outbox_wins_over_one_appended_later(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     event = draft(payload="outbox")
     await commit(users, outbox, event)
@@ -283,7 +287,7 @@ async def test_a_message_id_in_the_outbox_wins_over_one_appended_later(
 
 
 async def test_nodes_that_sequence_and_append_at_once_number_densely_and_lose_nothing(
-    store: Store, open_another: OpenStore, outbox: Outbox
+    store: Store, open_another: OpenStore, outbox: OutboxWriter
 ) -> None:
     nodes = [store, await open_another()]
     users = create_engine(store.settings)
@@ -314,7 +318,9 @@ async def test_nodes_that_sequence_and_append_at_once_number_densely_and_lose_no
     await users.dispose()
 
 
-async def test_a_ttl_begins_when_the_event_enters_the_log(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+async def test_a_ttl_begins_when_the_event_enters_the_log(
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
+) -> None:
     await commit(users, outbox, draft(ttl=3_600))
     await store.sequence()
     message = (await store.get(1)).message
@@ -324,7 +330,7 @@ async def test_a_ttl_begins_when_the_event_enters_the_log(store: Store, users: A
 
 async def test_the_commit_rings_once_and_the_insert_does_not(store: Store, users: AsyncEngine) -> None:
     rings: list[int] = []
-    outbox = Outbox(store.sql, lambda: rings.append(1))
+    outbox = OutboxWriter(store.sql, lambda: rings.append(1))
     async with users.connect() as connection:
         await outbox.add(connection, draft())
         await outbox.add(connection, draft())
@@ -343,7 +349,7 @@ async def test_where_a_statement_commits_alone_the_insert_rings(
     else:
         alone = users.execution_options(isolation_level="AUTOCOMMIT")
     rings: list[int] = []
-    outbox = Outbox(store.sql, lambda: rings.append(1))
+    outbox = OutboxWriter(store.sql, lambda: rings.append(1))
     async with alone.connect() as connection, AsyncSession(alone) as session:
         await outbox.add(connection, draft())
         await outbox.add(session, draft())
@@ -352,7 +358,7 @@ async def test_where_a_statement_commits_alone_the_insert_rings(
     await alone.dispose()
 
 
-async def test_an_event_that_the_database_refuses_is_an_error_of_ours(users: AsyncEngine, outbox: Outbox) -> None:
+async def test_an_event_that_the_database_refuses_is_an_error_of_ours(users: AsyncEngine, outbox: OutboxWriter) -> None:
     async with users.connect() as connection:
         with pytest.raises(StoreError, match="refused"):
             await outbox.add(connection, draft()._replace(topic=None))  # type: ignore[arg-type]

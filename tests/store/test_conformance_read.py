@@ -9,7 +9,7 @@ import pytest
 
 from eventbus_fastapi.errors import NotFound
 from eventbus_fastapi.events import Draft, Message
-from eventbus_fastapi.store import Outbox, Store
+from eventbus_fastapi.store import OutboxWriter, Store
 from tests.drafts import draft, drafts
 from tests.waiting import eventually
 
@@ -36,7 +36,7 @@ async def as_published(store: Store, event: Draft) -> Message:
     twin = draft()._replace(**{**event._asdict(), "message_id": draft().message_id})
     await store.append([event])
     async with store.engine.begin() as connection:
-        await Outbox(store.sql, lambda: None).add(connection, twin)
+        await OutboxWriter(store.sql, lambda: None).add(connection, twin)
     await store.sequence()
     one, two = (await store.read(0, 10)).messages
     for message, given in ((one, event), (two, twin)):

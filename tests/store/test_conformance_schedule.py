@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from eventbus_fastapi.events import Receipt
-from eventbus_fastapi.store import Outbox, Store
+from eventbus_fastapi.store import OutboxWriter, Store
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 from tests.waiting import eventually
@@ -93,7 +93,7 @@ async def test_one_append_may_hold_both_kinds(store: Store) -> None:
 
 
 async def test_a_transaction_schedules_only_with_its_commit(store: Store) -> None:
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     async with store.engine.connect() as connection:
         await outbox.add(connection, draft(publish_at=PAST))
         await connection.rollback()
@@ -105,7 +105,7 @@ async def test_a_transaction_schedules_only_with_its_commit(store: Store) -> Non
 
 @pytest.mark.databases("postgresql", "mysql")
 async def test_what_is_due_passes_an_open_transaction_that_has_scheduled(store: Store) -> None:
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     async with store.engine.begin() as slow:
         await outbox.add(slow, draft(payload="slow", publish_at=PAST))
         await store.append([draft(payload=number, publish_at=PAST) for number in range(20)])

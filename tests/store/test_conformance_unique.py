@@ -12,7 +12,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventbus_fastapi.events import Draft, Receipt
-from eventbus_fastapi.store import Outbox, Store, create_engine
+from eventbus_fastapi.store import OutboxWriter, Store, create_engine
 from eventbus_fastapi.unique import Unique
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
@@ -34,8 +34,8 @@ async def users(store: Store) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-def outbox(store: Store) -> Outbox:
-    return Outbox(store.sql, lambda: None)
+def outbox(store: Store) -> OutboxWriter:
+    return OutboxWriter(store.sql, lambda: None)
 
 
 async def publish(store: Store, *events: Draft) -> list[Receipt]:
@@ -195,7 +195,7 @@ async def test_what_does_not_wait_any_more_is_not_replaced(store: Store) -> None
 @on_servers
 @pytest.mark.parametrize("within", [None, 3_600])
 async def test_what_is_being_let_in_is_not_replaced(
-    store: Store, users: AsyncEngine, outbox: Outbox, within: float | None
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, within: float | None
 ) -> None:
     """Without a time the next one is stored: what it was to replace left before that could be, and its payload was in
     no event. Found by its message_id with a lock, on MySQL the two were a deadlock.
@@ -219,7 +219,9 @@ async def test_what_is_being_let_in_is_not_replaced(
 # --- in transactions of the program --------------------------------------------------------------
 
 
-async def test_in_a_transaction_the_second_one_is_a_duplicate(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+async def test_in_a_transaction_the_second_one_is_a_duplicate(
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
+) -> None:
     first = draft(unique=HOUR)
     async with users.begin() as connection:
         assert await outbox.add(connection, first) == Receipt(first.message_id, None)
@@ -231,7 +233,7 @@ async def test_in_a_transaction_the_second_one_is_a_duplicate(store: Store, user
     assert await let_in(store) == ["hello"]
 
 
-async def test_a_rollback_forgets_it(store: Store, users: AsyncEngine, outbox: Outbox) -> None:
+async def test_a_rollback_forgets_it(store: Store, users: AsyncEngine, outbox: OutboxWriter) -> None:
     async with users.connect() as connection:
         await outbox.add(connection, draft(unique=HOUR))
         await connection.rollback()
@@ -246,7 +248,7 @@ async def test_a_rollback_forgets_it(store: Store, users: AsyncEngine, outbox: O
 @on_servers
 @pytest.mark.parametrize("commits", [True, False])
 async def test_who_publishes_the_same_waits_for_the_other_transaction(
-    store: Store, users: AsyncEngine, outbox: Outbox, commits: bool
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, commits: bool
 ) -> None:
     first, second = draft(unique=HOUR), draft(unique=HOUR)
     async with users.connect() as one, users.connect() as two:
@@ -262,7 +264,7 @@ async def test_who_publishes_the_same_waits_for_the_other_transaction(
 @on_servers
 @pytest.mark.parametrize("commits", [True, False])
 async def test_the_bus_waits_for_the_other_transaction_and_holds_up_nobody(
-    store: Store, users: AsyncEngine, outbox: Outbox, commits: bool
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, commits: bool
 ) -> None:
     async with users.connect() as one:
         await outbox.add(one, draft(payload="same", unique=HOUR))
@@ -278,7 +280,7 @@ async def test_the_bus_waits_for_the_other_transaction_and_holds_up_nobody(
 @on_servers
 @pytest.mark.parametrize("is_over", [True, False])
 async def test_of_two_that_take_over_what_has_ended_one_wins(
-    store: Store, users: AsyncEngine, outbox: Outbox, is_over: bool
+    store: Store, users: AsyncEngine, outbox: OutboxWriter, is_over: bool
 ) -> None:
     """The second one waits for the row; when it has it, it must see the event that the first one has scheduled."""
     rule = HOUR if is_over else Unique()
@@ -299,7 +301,7 @@ async def test_of_two_that_take_over_what_has_ended_one_wins(
 
 @pytest.mark.databases("mysql")
 async def test_a_snapshot_of_the_transaction_does_not_hide_the_first_one(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     first = draft(delay=60, unique=Unique())
     strict = users.execution_options(isolation_level="REPEATABLE READ")
@@ -331,7 +333,7 @@ async def test_what_has_ended_is_forgotten_in_batches(store: Store) -> None:
 
 @on_servers
 async def test_forgetting_passes_what_an_open_transaction_has_taken_over(
-    store: Store, users: AsyncEngine, outbox: Outbox
+    store: Store, users: AsyncEngine, outbox: OutboxWriter
 ) -> None:
     await publish(store, draft(unique=HOUR), draft(payload="other", unique=HOUR))
     await pass_time(store)

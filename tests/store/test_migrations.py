@@ -25,7 +25,7 @@ from eventbus_fastapi.errors import SchemaOutdated, SettingsError, StoreError, S
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.engines import create_engine
-from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store.schema import Tables, TableSet
 from tests.databases import as_psycopg, as_sync, kind_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +48,10 @@ async def downgrade(engine: AsyncEngine, tables: Tables, revision: str = "base")
     await migrations.run(engine, tables, migrations.downgrade, revision)
 
 
-async def differences(engine: AsyncEngine, tables: Tables) -> list[Any]:
+async def differences(engine: AsyncEngine, tables: TableSet) -> list[Any]:
     """Return what autogenerate would change to make the database equal to the tables."""
 
-    def compare(connection: Connection, tables: Tables) -> list[Any]:
+    def compare(connection: Connection, tables: TableSet) -> list[Any]:
         ours = migrations.table_names(tables)
         options = {
             "compare_type": True,
@@ -298,7 +298,7 @@ async def test_a_check_of_older_tables_names_both_revisions(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await upgrade(engine, Tables())
-    monkeypatch.setattr(migrations, "revisions", lambda: ("0001", "0002", "0003", "0004"))
+    monkeypatch.setattr(migrations, "revisions", lambda *_: ("0001", "0002", "0003", "0004"))
     with pytest.raises(SchemaOutdated, match=r"at revision 0003, revision 0004 is needed; run `eventbus migrate upgr"):
         await migrations.run(engine, Tables(), migrations.check)
 
@@ -364,7 +364,7 @@ UPGRADE = """
 import asyncio, sys
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
-from eventbus_fastapi.store.schema import Tables
+from eventbus_fastapi.store.schema import Tables, TableSet
 
 print("ready", flush=True)
 sys.stdin.readline()

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.errors import SettingsError, StoreError
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Ack, Outbox, Store, open_store
+from eventbus_fastapi.store import Ack, OutboxWriter, Store, open_store
 from tests.drafts import draft, drafts
 from tests.pipeline.reading import read_payloads
 from tests.store.servers import administrator
@@ -92,7 +92,7 @@ async def test_on_an_engine_of_the_programs_own_nothing_waits_for_an_open_transa
     """At SERIALIZABLE every read locked, and so waited for whoever had published and not committed."""
     strict = create_async_engine(place["database_url"], isolation_level=isolation_level)
     store = await open_on(strict)
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     async with users.begin() as slow:
         await outbox.add(slow, draft())
         async with asyncio.timeout(5):
@@ -218,7 +218,7 @@ async def test_a_server_whose_packets_are_too_small_for_the_largest_payload_is_r
 
 async def test_idle_transactions_at_repeatable_read_hold_nothing_back(open_on: OpenStore, users: AsyncEngine) -> None:
     store = await open_on()
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     await store.append(drafts(5))
     async with users.begin() as reader, users.begin() as writer:
         await reader.execute(text(f"SELECT * FROM {store.tables.outbox}"))

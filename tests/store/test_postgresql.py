@@ -169,6 +169,21 @@ async def test_a_batch_is_one_notification(url: str, open_bus: OpenBus) -> None:
     listening.close()
 
 
+async def test_where_other_nodes_hear_in_another_way_only_some_appends_notify(url: str, open_bus: OpenBus) -> None:
+    bus = await open_bus(poll_interval=NEVER)
+    listening = psycopg.connect(as_sync(url).replace("+psycopg", ""), autocommit=True)
+    channel = channel_of(bus)
+    listening.execute(f"LISTEN {channel}")
+    bus.node.store.notifies_every = 3_600
+    for number in range(5):
+        assert (await bus.publish("a", number)).seq == number + 1
+    assert heard(listening, channel) <= 1
+    bus.node.store.notifies_every = 0
+    await bus.publish("a", 5)
+    assert heard(listening, channel) == 1
+    listening.close()
+
+
 async def test_what_another_process_without_a_bus_commits_is_found_by_polling(url: str, open_bus: OpenBus) -> None:
     bus = await open_bus()  # the default interval
     subscription = await bus.subscribe("#")

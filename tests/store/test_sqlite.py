@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventbus_fastapi.errors import SettingsError, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
-from eventbus_fastapi.store import Outbox, Store, open_store
+from eventbus_fastapi.store import OutboxWriter, Store, open_store
 from eventbus_fastapi.store.engines import BEGIN, sqlite_has_wal_reset_bug
 from tests.drafts import draft, drafts
 from tests.store.processes import publish_from_processes
@@ -213,7 +213,7 @@ async def test_memory_serves_concurrent_readers_and_writers(open_on: Callable[..
 
 async def test_memory_holds_transactions_of_the_programs_own(open_on: Callable[..., Any]) -> None:
     store = await open_on(MEMORY)
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     async with store.engine.connect() as connection:
         await outbox.add(connection, draft(payload="rolled back"))
         await connection.rollback()
@@ -257,7 +257,7 @@ async def test_the_programs_own_engine_publishes_in_its_transactions_as_it_begin
 ) -> None:
     engine = create_async_engine(url)
     store = await open_on(url, engine)
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     async with engine.connect() as connection:
         await outbox.add(connection, draft(payload="rolled back"))
         await connection.rollback()
@@ -319,7 +319,7 @@ async def test_another_writer_is_noticed_by_the_sequencer_too(
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 40, 1))
     store, other = await open_on(url), await open_on(url)
-    outbox = Outbox(store.sql, lambda: None)
+    outbox = OutboxWriter(store.sql, lambda: None)
     for node in (store, other, store, other, store):
         async with store.engine.begin() as connection:
             await outbox.add(connection, draft())
@@ -355,7 +355,7 @@ async def test_one_process_alone_is_never_warned(
     async def use_the_outbox() -> None:
         for _ in range(10):
             async with store.engine.begin() as connection:
-                await Outbox(store.sql, lambda: None).add(connection, draft())
+                await OutboxWriter(store.sql, lambda: None).add(connection, draft())
             await store.sequence()
 
     await asyncio.gather(

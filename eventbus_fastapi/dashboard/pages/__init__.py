@@ -1,0 +1,1 @@
+"""The pages: each is a function of a visit. It asks the node, and has a template write the answer."""
