@@ -91,7 +91,7 @@ class Archive:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self._sql = ArchiveStatements(store.tables)
+        self._sql = store.tables.statements(ArchiveStatements)
 
     async def add(self, connection: AsyncConnection, group_id: int, endings: Sequence[Ending]) -> None:
         """Write endings in a transaction of the caller's."""

@@ -67,8 +67,8 @@ class OutboxStore(Database):
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
-        self.tables = ForwardTables(settings.table_prefix, settings.db_schema)
-        self.sql = ForwardStatements(self.tables)
+        self.tables = ForwardTables.shared(settings.table_prefix, settings.db_schema)
+        self.sql = self.tables.statements(ForwardStatements)
         self._turn = asyncio.Lock()
         dialect = engine.dialect.name
         if dialect == "sqlite":

@@ -26,7 +26,7 @@ class GroupRegistry:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self.sql = GroupStatements(store.tables)
+        self.sql = store.tables.statements(GroupStatements)
         self._archive = Archive(store)
 
     # --- groups ---

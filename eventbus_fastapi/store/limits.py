@@ -70,7 +70,7 @@ class Limits:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self.sql = LimitStatements(store.tables)
+        self.sql = store.tables.statements(LimitStatements)
 
     async def declare(self, limit: RateLimit) -> None:
         """Make a limit, or change it; what was granted stays granted.

@@ -50,7 +50,7 @@ class LogEntries:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self._sql = LogEntryStatements(store.tables)
+        self._sql = store.tables.statements(LogEntryStatements)
 
     async def page(self, after: int, before: int, limit: int, *, newest_first: bool) -> list[LogEntry]:
         """Return up to `limit` events between two seqs, exclusive, that have not expired."""

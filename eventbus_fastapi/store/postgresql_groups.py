@@ -54,7 +54,7 @@ class PostgreSQLGroups(Groups):
         failures: tuple[type[Exception], ...],
     ) -> None:
         super().__init__(store)
-        fast = FastGroupStatements(store.tables)
+        fast = store.tables.statements(FastGroupStatements)
         self._claim_text, self._finish_text = compile_text(fast.claim), compile_text(fast.finish)
         self._lend = lend
         self._failures = failures

@@ -31,7 +31,7 @@ class Queues:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self._sql = QueueStatements(store.tables)
+        self._sql = store.tables.statements(QueueStatements)
 
     async def controls(self) -> dict[str, Control]:
         """Return what is said of queues, by name; one of which nothing is said is not among them."""

@@ -73,8 +73,8 @@ class LogReader(Database):
 
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owns_engine: bool) -> None:
         super().__init__(engine, settings, owns_engine=owns_engine)
-        self.tables = Tables(settings.table_prefix, settings.db_schema)
-        self.sql = Statements(self.tables)
+        self.tables = Tables.shared(settings.table_prefix, settings.db_schema)
+        self.sql = self.tables.statements(Statements)
         self._clock_ahead = 0
         self.pages_read = 0
         """Pages of the log that this store has read."""

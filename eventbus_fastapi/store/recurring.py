@@ -108,7 +108,7 @@ class RecurringEvents:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self.sql = RecurringStatements(store.tables)
+        self.sql = store.tables.statements(RecurringStatements)
 
     # --- ticks ---
 

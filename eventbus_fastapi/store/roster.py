@@ -59,7 +59,7 @@ class Roster:
 
     def __init__(self, store: LogReader) -> None:
         self._store = store
-        self._sql = QueueStatements(store.tables)
+        self._sql = store.tables.statements(QueueStatements)
 
     async def see(self, worker_id: str, queues: Mapping[str, Serving], *, host: str, pid: int, age: float) -> None:
         """Write that a process lives, which started `age` seconds ago."""

@@ -23,7 +23,9 @@ their bytes everywhere (`utf8mb4_bin` on MySQL, whose default would equate `A` a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -41,6 +43,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+S = TypeVar("S")
 
 
 class BinaryUuid(TypeDecorator[UUID]):
@@ -116,6 +120,23 @@ class TableSet:
         self.schema = schema
         self.metadata = MetaData(schema=schema)
         self.version_table = version_table
+        self._statements: dict[Any, Any] = {}
+
+    @classmethod
+    @functools.lru_cache(maxsize=100)
+    def shared(cls, prefix: str, schema: str | None) -> Self:
+        """Return the tables of these names, the same ones to all who ask.
+
+        They and their statements take longer to make than a store takes to start, and a program may have many buses.
+        """
+        return cls(prefix, schema)  # type: ignore[call-arg]
+
+    def statements(self, kind: Callable[[Self], S]) -> S:
+        """Return the statements of a kind over these tables, the same ones to all who ask."""
+        if kind not in self._statements:
+            self._statements[kind] = kind(self)
+        made: S = self._statements[kind]
+        return made
 
 
 class Tables(TableSet):

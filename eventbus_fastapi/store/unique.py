@@ -50,7 +50,7 @@ class UniqueEvents:
     """See the module's docstring. All of it works on a sync connection, whose transaction is the caller's."""
 
     def __init__(self, tables: Tables) -> None:
-        self._sql = UniqueStatements(tables)
+        self._sql = tables.statements(UniqueStatements)
 
     def first_of(self, connection: Connection, draft: Draft) -> UUID | None:
         """Return the message_id of the first one of those that are the same; None: the draft is, and is to be stored.
