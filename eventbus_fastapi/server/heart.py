@@ -30,6 +30,7 @@ class Pulse:
         self._every = interval / LOOKS
         self._hearts: set[Heart] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def add(self, heart: Heart) -> None:
         if not self._hearts:
@@ -42,12 +43,15 @@ class Pulse:
             self._timer.cancel()
 
     def _set_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._every, self._beat)
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._every
+        self._timer = loop.call_at(self._due, self._beat)
 
     def _beat(self) -> None:
+        late = asyncio.get_running_loop().time() - self._due
         self._set_timer()
         for heart in tuple(self._hearts):
-            heart.beat()
+            heart.beat(late)
 
 
 class Heart:
@@ -101,9 +105,14 @@ class Heart:
     def expect_pings(self) -> None:
         self._has_pinged = True
 
-    def beat(self) -> None:
-        """Find a client that is lost; tell one that is not how far it is, if it has heard nothing for long."""
+    def beat(self, late: float = 0.0) -> None:
+        """Find a client that is lost; tell one that is not how far it is, if it has heard nothing for long.
+
+        For the `late` seconds by which the loop missed the beat nobody was heard: that is not the client's silence.
+        """
         now = self._loop.time()
+        if self._listening_since is not None:
+            self._listening_since = min(now, self._listening_since + late)
         silent_at = self._silent_at()
         if silent_at is not None and now >= silent_at:
             self._on_lost(Ending(4101, LostHeartbeat(f"nothing came for {SILENT_HEARTBEATS} heartbeats")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,15 @@ async def test_a_client_that_pings_on_stays(tmp_path: Path) -> None:
         for _ in range(20):  # a second of heartbeats, with a ping after each
             await client.next_of("heartbeat")
             await client.send("ping")
+
+
+async def test_a_client_that_pinged_while_the_node_did_not_run_stays(tmp_path: Path) -> None:
+    async with serving_bus(tmp_path, heartbeat=0.05) as served, served.v1() as client:
+        await client.send("ping", id=1)
+        await client.next_of("pong")
+        await client.send("ping", id=2)
+        time.sleep(0.5)  # noqa: ASYNC251 - it is the loop that stands still, for ten heartbeats
+        assert (await client.next_of("pong"))["id"] == 2
 
 
 async def test_a_client_that_never_pings_may_be_silent(tmp_path: Path) -> None:
