@@ -11,13 +11,16 @@ T = TypeVar("T")
 
 PAUSE = 0.005
 """Seconds between two looks."""
+PATIENCE = 30.0
+"""Seconds that are waited unless a test says otherwise: as long as a loaded machine may take for anything. A test of
+how long something takes says itself how long it may."""
 
 
 @overload
-async def eventually(check: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+async def eventually(check: Callable[[], Awaitable[T]], timeout: float = PATIENCE) -> T: ...
 @overload
-async def eventually(check: Callable[[], T], timeout: float = 10.0) -> T: ...
-async def eventually(check: Callable[[], Any], timeout: float = 10.0) -> Any:
+async def eventually(check: Callable[[], T], timeout: float = PATIENCE) -> T: ...
+async def eventually(check: Callable[[], Any], timeout: float = PATIENCE) -> Any:
     """Call `check`, sync or async, until it returns something truthy, and return that.
 
     A check that raises has not come true yet.
