@@ -76,6 +76,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=settings.statement_timeout,
+            pool_use_lifo=True,  # the server's process that was busy last has all it needs at hand
             isolation_level="READ COMMITTED",
             hide_parameters=True,
             connect_args=connect_args(url, settings),
