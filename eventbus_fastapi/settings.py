@@ -75,7 +75,8 @@ class Settings(BaseSettings):
     busy_timeout: float = Field(5.0, gt=0)
     """Seconds to wait for SQLite's write lock. Defaults to 5."""
     statement_timeout: float = Field(10.0, gt=0)
-    """Seconds after which a database operation of the bus is given up as unavailable. Defaults to 10."""
+    """Seconds after which a database operation of the bus is given up as unavailable; while the process itself stands
+    still, few are counted. Defaults to 10."""
     pool_size: int = Field(5, ge=3)
     """Most pooled connections per node; one more is held by LISTEN on PostgreSQL. Defaults to 5."""
 

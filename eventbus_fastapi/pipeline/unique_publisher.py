@@ -15,6 +15,7 @@ from functools import partial
 from eventbus_fastapi.errors import EventBusError, NotRunning, StoreUnavailable
 from eventbus_fastapi.events import Draft, Receipt
 from eventbus_fastapi.store import Store
+from eventbus_fastapi.store.time_limit import TimeLimit
 from eventbus_fastapi.telemetry.meters import Meters
 
 MOST_TRANSACTIONS = 2
@@ -100,7 +101,7 @@ class UniquePublisher:
     async def _wait_for_turn(self, turn: AsyncExitStack, before: Collection[asyncio.Task[None]]) -> None:
         timeout = self._store.settings.statement_timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with TimeLimit(timeout):
                 if before:
                     await asyncio.wait(before)
                 await turn.enter_async_context(self._turn)

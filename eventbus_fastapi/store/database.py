@@ -31,6 +31,7 @@ from eventbus_fastapi.store.failures import (
     translate,
 )
 from eventbus_fastapi.store.statements import Query
+from eventbus_fastapi.store.time_limit import TimeLimit
 
 T = TypeVar("T")
 AnyRow = Row[*tuple[Any, ...]]
@@ -83,16 +84,23 @@ class Database:
             StoreUnavailable: the database cannot be reached, or is still busy after the retries.
             StoreError: it refused the work.
         """
+        try:
+            async with TimeLimit(self.settings.statement_timeout) as limit:  # of all attempts together
+                return await self._attempt(work, limit, is_optimistic, retry_on_integrity)
+        except TimeoutError as exc:
+            raise self._translate(exc) from exc
+
+    async def _attempt(
+        self,
+        work: Callable[[AsyncConnection], Awaitable[T]],
+        limit: TimeLimit,
+        is_optimistic: bool,
+        retry_on_integrity: bool,
+    ) -> T:
         delays = FullJitter(base=0.01, cap=0.5)
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self.settings.statement_timeout  # of all attempts together
         for attempt in range(ATTEMPTS):
             try:
-                async with (
-                    asyncio.timeout_at(deadline),
-                    self._writer() as connection,
-                    connection.begin(),
-                ):
+                async with self._writer() as connection, connection.begin():
                     await self._isolate(connection)
                     return await work(connection)
             except IntegrityError as exc:
@@ -103,7 +111,7 @@ class Database:
                     raise StoreError(f"the database refused the write: {first_line(exc)}") from exc
             except FAILURES as exc:
                 may_pass = is_contention(exc) or (is_disconnect(exc) and attempt == 0)
-                if not may_pass or attempt == ATTEMPTS - 1 or clock() > deadline:
+                if not may_pass or attempt == ATTEMPTS - 1 or limit.is_over:
                     raise self._translate(exc) from exc
                 logger.info("ran a transaction again after: %s", first_line(exc))
             await asyncio.sleep(delays.delay(attempt))
@@ -140,7 +148,7 @@ class Database:
     async def _translated(self) -> AsyncIterator[None]:
         """Bound a database operation in time and turn the driver's errors into ours."""
         try:
-            async with asyncio.timeout(self.settings.statement_timeout):
+            async with TimeLimit(self.settings.statement_timeout):
                 yield
         except FAILURES as exc:
             raise self._translate(exc) from exc

@@ -75,7 +75,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
             url,
             pool_size=settings.pool_size,
             max_overflow=0,
-            pool_timeout=settings.statement_timeout,
+            pool_timeout=2 * settings.statement_timeout,  # a statement's own limit is over before
             pool_use_lifo=True,  # the server's process that was busy last has all it needs at hand
             isolation_level="READ COMMITTED",
             hide_parameters=True,
@@ -171,7 +171,7 @@ def _create_sqlite(url: URL, settings: Settings) -> AsyncEngine:
         url,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
-        pool_timeout=settings.statement_timeout,
+        pool_timeout=2 * settings.statement_timeout,
         hide_parameters=True,
         connect_args=connect_args(url, settings),
     )

@@ -55,6 +55,7 @@ from eventbus_fastapi.store.postgresql_groups import PostgreSQLGroups
 from eventbus_fastapi.store.reader import BATCH_BYTES
 from eventbus_fastapi.store.schema import Tables
 from eventbus_fastapi.store.statements import EVENT_FIELDS, Query, expiry, now_micros
+from eventbus_fastapi.store.time_limit import TimeLimit
 
 PROBE_INTERVAL = 10.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
@@ -111,7 +112,7 @@ class PostgreSQLStore(Store):
         is_one = len(events) == 1
         parameters = _fields(events[0]) if is_one else {**_arrays(events), "count": len(events)}
         try:
-            async with asyncio.timeout(self.settings.statement_timeout):
+            async with TimeLimit(self.settings.statement_timeout):
                 row = await self._execute_append(self._append_statement(is_one), parameters)
                 return None if row is None else (row[0], row[1])
         except TimeoutError as exc:

@@ -20,6 +20,7 @@ from tests.databases import in_use
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 from tests.store.servers import end_sessions, unreachable
+from tests.store.standstill import stand_still
 from tests.store.variants import Variant, make_store
 from tests.tables import new_prefix
 from tests.waiting import eventually
@@ -133,6 +134,18 @@ async def test_an_append_that_waits_too_long_for_the_head_is_given_up(open_anoth
     (receipt,), *_ = await store.append([event])  # it may have been stored after all, and is answered the same
     assert receipt.seq == 1
     assert [message.payload for message in (await store.read(0, 10)).messages] == ["given up"]
+
+
+async def test_an_answer_that_came_while_the_process_stood_still_is_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a machine that slept, or one so busy that the process had to wait, then nothing counts as unavailable."""
+    for work in (store.head, store.peek, lambda: store.append([draft()]), lambda: store.append(drafts(2, delay=60))):
+        asked = asyncio.create_task(work())
+        await asyncio.sleep(0)  # it waits for the database now
+        stand_still(monkeypatch, 2 * store.settings.statement_timeout)
+        await asked
+    assert (await store.head()).last_seq == 1
 
 
 async def test_what_is_cancelled_leaves_no_lock_no_event_and_no_connection_behind(open_another: OpenStore) -> None:
