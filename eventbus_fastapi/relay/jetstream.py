@@ -7,17 +7,17 @@ and leaves out what is there already, however long ago that was.
 
 FastStream's `publish` waits for each ack before the next message. So this publishes through the client that the
 broker holds, with an inbox of its own for the acks. A batch is written in slices, so that NATS works on one while the
-next is made; and only while the connection is the one that it began with, so a lost one takes all of the batch or its
-end, never a part in between.
+next is made; and only while the connection is the one that it began with. What waits to be written when that is lost is
+dropped (`_Unwritten`). So a lost connection takes all of the batch or its end, never a part in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote as percent_encode
 
 from nats.errors import BadSubjectError
@@ -82,6 +82,7 @@ class JetStream:
         self._is_found = False  # the stream that has a name
         self._client: Client | None = None
         self._inbox = ""
+        self._unwritten: _Unwritten | None = None
         self._wave: _Wave | None = None
         self._position: Position | None = None
         self._relay = self._epoch = ""
@@ -126,7 +127,7 @@ class JetStream:
 
     async def _open(self) -> Client:
         """Open a connection, and an inbox for acks."""
-        self._client = None
+        self._forget_client()
         await self._source.discard()
         client: Client = await self._source.connect()
         if client.is_closed:
@@ -136,6 +137,8 @@ class JetStream:
             )
         _look_at_writing(client)
         self._inbox = client.new_inbox()
+        self._unwritten = _Unwritten.of(client)
+        self._unwritten.inboxes.add(self._inbox)
         try:
             await client.subscribe(f"{self._inbox}.*", cb=self._hear)
         except FAILURES as exc:
@@ -296,8 +299,13 @@ class JetStream:
         return unsent(f"NATS has no stream {quote(stream)} any more")
 
     async def close(self) -> None:
-        self._client = None
+        self._forget_client()
         await self._source.close()
+
+    def _forget_client(self) -> None:
+        self._client = None
+        if self._unwritten is not None:
+            self._unwritten.inboxes.discard(self._inbox)
 
 
 class _Wave:
@@ -348,6 +356,33 @@ async def _wait_for(wave: _Wave, client: Client, reconnects: int) -> None:
 def _is_lost(client: Client, reconnects: int) -> bool:
     """Whether the connection is not the one that had been opened anew so often."""
     return not client.is_connected or client.stats["reconnects"] != reconnects
+
+
+class _Unwritten:
+    """What waits in nats-py to be written when a connection is lost: it would write that on the next one, in front of
+    what was lost with the first. This drops what asks for acks to these inboxes; all else is the program's own.
+
+    It takes the place of what nats-py calls between two connections, which is called all the same.
+    """
+
+    def __init__(self, client: Client, after: Callable[[], Awaitable[None]] | None) -> None:
+        self.inboxes: set[str] = set()
+        self._client = client
+        self._after = after
+
+    @classmethod
+    def of(cls, client: Client) -> Self:
+        """Return that of a client, one for all relays over it."""
+        if not isinstance(client._disconnected_cb, cls):
+            client._disconnected_cb = cls(client, client._disconnected_cb)
+        return client._disconnected_cb
+
+    async def __call__(self) -> None:
+        client, ours = self._client, [f" {inbox}.".encode() for inbox in self.inboxes]
+        client._pending = [command for command in client._pending if not any(each in command for each in ours)]
+        client._pending_data_size = sum(map(len, client._pending))
+        if self._after is not None:
+            await self._after()
 
 
 def _look_at_writing(client: Client) -> None:

@@ -18,11 +18,13 @@ from nats.js.errors import NotFoundError
 from eventbus_fastapi import EventBus
 from eventbus_fastapi.errors import InvalidRelay
 from eventbus_fastapi.relay import jetstream
+from eventbus_fastapi.relay.destination import Outcome
 from eventbus_fastapi.relay.opening import open_destination
 from eventbus_fastapi.relay.parcel import Packer
 from eventbus_fastapi.relay.relay import Relay
 from eventbus_fastapi.relay.subject import SubjectTemplate
 from tests.brokers import BrokerServer, own_broker
+from tests.relay.cable import Cable
 from tests.relay.scripted import drained
 from tests.waiting import eventually
 
@@ -260,16 +262,8 @@ async def test_a_connection_that_is_lost_between_two_slices_takes_the_end_of_the
 ) -> None:
     """Nothing of it is written on a connection that came later, before what was lost with the first."""
     monkeypatch.setattr(jetstream, "SLICE", 1)
-    await publish(bus, at, 500)
-    packer = Packer(SubjectTemplate(), relay="relay", epoch="e")
-    parcels = [packer.pack(message, 1) for message in (await bus.node.history(["#"], 0, 500)).messages]
-    destination = open_destination(at.url, stream=at.name, create_stream=True, exclusive=False)
-    assert isinstance(destination, jetstream.JetStream)
-    destination.prepare("relay", "e", "{topic}", [f"{at.name}.#"])
-    await destination.connect()
-    sending = asyncio.create_task(destination.send(parcels))
-    for _ in range(50):  # turns of the loop, in each of which one message is written
-        await asyncio.sleep(0)
+    destination = await shared_stream(at, at.url)
+    sending = await begin_to_send(bus, at, destination)
     assert destination._client is not None
     await destination._client.close()
     verdicts = [outcome.verdict for outcome in await sending]
@@ -277,6 +271,59 @@ async def test_a_connection_that_is_lost_between_two_slices_takes_the_end_of_the
     assert verdicts == sorted(verdicts, key=["confirmed", "unknown", "unsent"].index)
     assert verdicts[-1] == "unsent"
     assert verdicts.count("unsent") < 500
+
+
+async def test_what_waited_to_be_written_is_not_written_in_front_of_what_was_lost(
+    bus: EventBus, at: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a client that connects again by itself, and that writes then what it had not yet written."""
+    monkeypatch.setattr(jetstream, "SLICE", 1)
+    lost = asyncio.Event()
+
+    async def note_loss() -> None:
+        lost.set()
+
+    async with Cable.to(at.url) as cable:
+        broker = NatsBroker(
+            cable.url, max_reconnect_attempts=-1, reconnect_time_wait=0, disconnected_cb=note_loss, logger=None
+        )
+        destination = await shared_stream(at, broker)
+        sending = await begin_to_send(bus, at, destination)
+        client = await broker.connect()
+        cable.cut()
+        cable.mend()
+        await lost.wait()
+        await client.publish(at.topic("own"), b"the program's own")
+        verdicts = [outcome.verdict for outcome in await sending]
+        await eventually(lambda: client.is_connected)
+        await client.flush()
+        messages = await at.messages()
+        await destination.close()
+        await broker.stop()
+    seqs = [int(message.headers["eventbus-seq"]) for message in messages if message.headers is not None]
+    assert verdicts[-1] == "unsent"
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert messages[-1].data == b"the program's own"
+
+
+async def shared_stream(at: Nats, to: Any) -> jetstream.JetStream:
+    """Return a destination, connected, into a stream that is not the relay's alone."""
+    destination = open_destination(to, stream=at.name, create_stream=True, exclusive=False)
+    assert isinstance(destination, jetstream.JetStream)
+    destination.prepare("relay", "e", "{topic}", [f"{at.name}.#"])
+    await destination.connect()
+    return destination
+
+
+async def begin_to_send(bus: EventBus, at: Nats, destination: jetstream.JetStream) -> asyncio.Task[list[Outcome]]:
+    """Have 500 events sent, and return when some of them are written."""
+    await publish(bus, at, 500)
+    packer = Packer(SubjectTemplate(), relay="relay", epoch="e")
+    parcels = [packer.pack(message, 1) for message in (await bus.node.history(["#"], 0, 500)).messages]
+    sending = asyncio.create_task(destination.send(parcels))
+    for _ in range(50):  # turns of the loop, in each of which one message is written
+        await asyncio.sleep(0)
+    return sending
 
 
 async def test_a_broker_that_is_handed_in_stays_connected(bus: EventBus, at: Nats) -> None:
