@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Callable
 from time import monotonic, thread_time
 from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 PART = 0.05
 """Of the loop's time that one address may use without standing in line."""
@@ -109,6 +109,10 @@ class Account:
         self._at = now
         return self._left
 
+    def is_as_new(self, now: float) -> bool:
+        """True if nothing is held against the address."""
+        return self.left(now) >= BURST and self.held_until <= now
+
     def take(self, seconds: float) -> None:
         self._left = max(self._left - seconds, -MOST_OWED)
 
@@ -120,7 +124,7 @@ class Turns:
         self._loop = loop
         self._line: _Queue[Account] = _Queue()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
-        self._in_debt: dict[str, Account] = {}
+        self._remembered: dict[str, Account] = {}
         self._sweep_at = SWEEP_AT
         self._light: Account | None = None
         self._light_at = 0.0
@@ -132,7 +136,7 @@ class Turns:
         self._served_at = 0.0
 
     def account(self, address: str) -> Account:
-        """Return the account of an address: while it is in use or in debt, it is the same."""
+        """Return the account of an address: while it is in use, or its share is not full, it is the same."""
         account = self._accounts.get(address)
         if account is None:
             account = self._accounts[address] = Account(address)
@@ -203,15 +207,13 @@ class Turns:
         begin()
 
     def remember(self, account: Account) -> None:
-        """Keep an account that is in debt, also when the last connection is gone. Those that owe nothing are as good as
-        new.
-        """
-        self._in_debt[account.address] = account
-        if len(self._in_debt) <= self._sweep_at:
+        """Keep an account that was taken from, also when its last connection is gone, until it is as good as new."""
+        self._remembered[account.address] = account
+        if len(self._remembered) <= self._sweep_at:
             return
         now = monotonic()
-        self._in_debt = {address: kept for address, kept in self._in_debt.items() if kept.left(now) < BURST}
-        self._sweep_at = max(SWEEP_AT, 2 * len(self._in_debt))
+        self._remembered = {address: kept for address, kept in self._remembered.items() if not kept.is_as_new(now)}
+        self._sweep_at = max(SWEEP_AT, 2 * len(self._remembered))
 
 
 class Share:
@@ -233,15 +235,14 @@ class Share:
         left = account.left(now)
         if left > seconds:
             self._turns.note_light(account, now)
-        elif left > 0:
-            self._turns.remember(account)
-        else:
+        elif left <= 0:
             beyond = seconds - self.allowed
             self.allowed = max(-beyond, 0.0)
             if beyond > 0:
                 self.used += beyond
                 account.used += beyond
         account.take(seconds)
+        self._turns.remember(account)
         if seconds > QUANTUM:
             account.held_until = max(account.held_until, now + min(seconds * seconds / LONG, LONGEST_HOLD))
 
@@ -305,12 +306,14 @@ class Share:
                 await asyncio.sleep(min(held, RECHECK))
 
 
-_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+_lines: dict[asyncio.AbstractEventLoop, Turns] = {}
 
 
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
     """Return the line of an event loop: whoever serves connections there has the same."""
     turns = _lines.get(loop)
     if turns is None:
+        for closed in [each for each in tuple(_lines) if each.is_closed()]:  # as those of tests, one after the other
+            _lines.pop(closed, None)
         turns = _lines[loop] = Turns(loop)
     return turns

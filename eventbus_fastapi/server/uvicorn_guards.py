@@ -30,7 +30,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
-from eventbus_fastapi.server.address import address_at
+from eventbus_fastapi.server.address import UNKNOWN, address_at
 from eventbus_fastapi.server.turns import Share
 
 HEAD_TIMEOUT = 10.0
@@ -67,12 +67,13 @@ _TOO_LARGE = f"expected a request head of at most {MAX_HEAD} bytes"
 _TOO_MANY = f"expected at most {MAX_WAITING} requests before the answer to an earlier one"
 
 
-def _whose(client: tuple[str, int] | None, app: Any) -> str:
+def _whose(client: tuple[str, int] | None, app: Any, transport: asyncio.BaseTransport) -> str:
     """Return whose share of the loop a connection has. A proxy that is trusted to say for whom it asks carries those of
-    many, who would all wait for one another: each of its connections is one's of its own.
+    many, who would all wait for one another: each of its connections is one's of its own. Over a Unix socket it has no
+    address; it is trusted then if all are.
     """
-    if client is not None and isinstance(app, ProxyHeadersMiddleware) and client[0] in app.trusted_hosts:
-        return "{}:{}".format(*client)
+    if isinstance(app, ProxyHeadersMiddleware) and (client[0] if client else None) in app.trusted_hosts:
+        return "{}:{}".format(*client) if client else f"{UNKNOWN}:{id(transport)}"
     return address_at(client)
 
 
@@ -89,7 +90,7 @@ class GuardedHTTP(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._share = Share(self.loop, _whose(self.client, self.app))
+        self._share = Share(self.loop, _whose(self.client, self.app, transport))
         self._share.spend(CONNECTION)
         if self._share.is_used_up:
             transport.pause_reading()
@@ -189,7 +190,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._share = Share(self.loop, _whose(self.client, self.app))
+        self._share = Share(self.loop, _whose(self.client, self.app, transport))
 
     def data_received(self, data: bytes) -> None:
         if not self.handshake_initiated:  # the whole head, as the HTTP side has read it

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -136,6 +138,31 @@ async def test_who_comes_back_keeps_the_debt() -> None:
     del share
 
     assert share_of(CROWD).is_used_up
+
+
+async def test_who_comes_back_finds_what_was_left() -> None:
+    """Given others that are there, when an address connects anew for each little that it does, then it is taken from
+    one share all the same.
+    """
+    for _ in range(10):
+        share_of(CROWD).spend(0.9 * BURST)
+        work(LIGHT)
+
+    assert share_of(CROWD).is_used_up
+
+
+def test_loops_that_have_ended_are_forgotten() -> None:
+    ended: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def flood() -> None:
+        heavy_share(CROWD)
+        ended.append(weakref.ref(asyncio.get_running_loop()))
+
+    for _ in range(3):
+        asyncio.run(flood())
+    gc.collect()
+
+    assert [loop() for loop in ended[:-1]] == [None, None]
 
 
 async def test_addresses_without_debt_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from eventbus_fastapi.server import uvicorn_guards
+from eventbus_fastapi.server.address import UNKNOWN
 from eventbus_fastapi.server.turns import MOST_OWED, QUANTUM, Share
 from eventbus_fastapi.server.uvicorn_guards import SLICE, GuardedHTTP, GuardedWebSocket
 from tests.security.wire import CONTINUED, TEXT, frame, request
@@ -59,12 +60,27 @@ async def test_connections_of_a_proxy_are_not_one_clients(served: ServedBus) -> 
     assert await _used_by_a_connection(served, "127.0.0.1") == 0
 
 
+@pytest.mark.parametrize("trusted", ["*", "127.0.0.1"])
+async def test_those_over_a_unix_socket_are_not_one_clients_where_it_is_trusted(tmp_path: Path, trusted: str) -> None:
+    """Given a proxy that has no address, and is trusted if all are, when it owes time for one of its clients."""
+    path = str(tmp_path / "bus.sock")
+    async with serving_bus(tmp_path, server={**GUARDED, "uds": path, "forwarded_allow_ips": trusted}):
+        used = await _used_by_streams(asyncio.open_unix_connection(path), UNKNOWN)
+
+    assert used == 0 if trusted == "*" else used >= QUANTUM
+
+
 async def _used_by_a_connection(served: ServedBus, address: str) -> float:
     """Have an address that floods connect anew; return what that has cost it in line."""
+    opening = asyncio.open_connection("127.0.0.1", served.served.port, local_addr=(address, 0))
+    return await _used_by_streams(opening, address)
+
+
+async def _used_by_streams(opening: Awaitable[Streams], address: str) -> float:
     share = Share(asyncio.get_running_loop(), address)
     share.spend(MOST_OWED)
     used = share.account.used
-    reader, writer = await asyncio.open_connection("127.0.0.1", served.served.port, local_addr=(address, 0))
+    reader, writer = await opening
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: bus\r\n\r\n")
     assert b"200" in await asyncio.wait_for(reader.readuntil(b'{"status":"ok"}'), 10)
     writer.close()
