@@ -280,11 +280,13 @@ class Subscriptions:
         try:
             await member.run()
         except EventBusError as exc:  # the group was deleted, or the bus stops
-            if self.members.get(member.sub) is member:
-                del self.members[member.sub]
-                await self._outlet.send(frames.server_frame(frames.Closed(member.sub, exc)))
             member.give_back("the subscription ended before it was settled")
-            await member.leave()
+            try:
+                if self.members.get(member.sub) is member:
+                    del self.members[member.sub]
+                    await self._outlet.send(frames.server_frame(frames.Closed(member.sub, exc)))
+            finally:
+                await member.leave()
 
     def hear(self) -> None:
         """The client has said something."""
@@ -299,32 +301,38 @@ class Subscriptions:
         Raises:
             UnknownSubscription: there is none of this id.
         """
-        member = self.members.pop(command.sub, None)
+        member = self.members.get(command.sub)
         if member is not None:
-            await member.close()
+            await self._close_member(member)
         else:
             feed = self.feed(command.sub)
             del self.feeds[command.sub]
             await feed.close()
         self._replies.ok(command.id)
 
+    async def _close_member(self, member: GroupFeed) -> None:
+        """End a member. It is one of ours until then: if the connection ends first, that gives back what it holds."""
+        await member.close()
+        if self.members.get(member.sub) is member:
+            del self.members[member.sub]
+
     async def end_uncovered(self) -> None:
         """End the subscriptions that the client may no longer have, all at once: none waits for another's last send."""
         principal = self._life.principal
-        ending: dict[Sub, Feed | GroupFeed] = {
-            sub: feed
-            for sub, feed in self.feeds.items()
-            if not all(map(principal.may_subscribe, feed.subscription.patterns))
-        }
-        for sub, member in self.members.items():
-            group = member.consumer.group
-            if not principal.may_join(group.name) or not all(map(principal.may_subscribe, group.patterns)):
-                ending[sub] = member
-        for sub in ending:
-            self.feeds.pop(sub, None)
-            self.members.pop(sub, None)
-        await asyncio.gather(*(each.close() for each in ending.values()))
-        for sub in ending:
+        feeds = [
+            feed for feed in self.feeds.values() if not all(map(principal.may_subscribe, feed.subscription.patterns))
+        ]
+        members = [
+            member
+            for member in self.members.values()
+            if not principal.may_join(member.consumer.group.name)
+            or not all(map(principal.may_subscribe, member.consumer.group.patterns))
+        ]
+        for feed in feeds:
+            del self.feeds[feed.sub]
+            feed.stop()
+        await asyncio.gather(*(feed.close() for feed in feeds), *map(self._close_member, members))
+        for sub in [feed.sub for feed in feeds] + [member.sub for member in members]:
             await self._tell_forbidden(sub)
 
     async def _tell_forbidden(self, sub: Sub) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 
+from eventbus_fastapi.auth import Principal
 from eventbus_fastapi.bus import EventBus
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.group import DeadLetter
-from tests.server.sockets import Peer, ServedBus, serving_bus
+from tests.server.sockets import Peer, ServedBus, has_unread, is_left_alone, publish_until, serving_bus
 from tests.serving import serving
 from tests.waiting import eventually
 
@@ -509,6 +512,49 @@ async def test_a_member_that_unsubscribes_gives_its_events_back_and_may_join_aga
         await join(member)
         (again,) = await member.events(1)
         assert again["attempt"] == 2
+
+
+@contextlib.asynccontextmanager
+async def stalled_member(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[ServedBus, Peer]]:
+    """Yield a member, sub 1, that does not read what it is sent. It is gone when the block ends, and then nobody is
+    left who takes from the group.
+    """
+    async with serving_bus(tmp_path, **settings) as bus:
+        async with bus.v1(ping_interval=None) as stalled:
+            await stalled.send("subscribe", id=1, sub=1, pattern="bulk", group="sync", credit=1_000)
+            await stalled.next_of("ok")
+            stalled.socket.transport.pause_reading()
+            await publish_until(bus, lambda: has_unread(bus))
+            await publish_until(bus, lambda: has_unread(bus))  # what the system had room for is full
+            yield bus, stalled
+            stalled.socket.transport.abort()
+        await eventually(lambda: is_left_alone(bus) and not bus.bus.node.consumers._consumers)
+
+
+async def test_a_member_that_is_gone_while_it_unsubscribes_gives_its_events_back(tmp_path: Path) -> None:
+    """Given a send that stalls, for which the end of the subscription waits."""
+    async with stalled_member(tmp_path) as (bus, member):
+        head = (await bus.bus.head()).last_seq
+        publishing = {"type": "publish", "data": {"topic": "read", "payload": 1}}
+        await member.socket.send(json.dumps([publishing, {"type": "unsubscribe", "sub": 1, "id": 2}]))
+
+        async def is_read() -> bool:
+            return (await bus.bus.head()).last_seq > head
+
+        await eventually(is_read)
+
+
+async def test_a_member_that_is_gone_while_its_grant_ends_gives_its_events_back(tmp_path: Path) -> None:
+    grants, asked = ["bulk"], asyncio.Event()
+
+    async def authenticate(_: HTTPConnection) -> Principal:
+        asked.set()
+        return Principal("reader", subscribe=tuple(grants), groups=("sync",))
+
+    async with stalled_member(tmp_path, authenticate=authenticate, recheck_interval=0.1):
+        grants.clear()
+        asked.clear()
+        await asked.wait()
 
 
 async def test_acks_that_were_sent_before_the_end_of_the_connection_count(bus: ServedBus) -> None:
