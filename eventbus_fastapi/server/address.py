@@ -16,6 +16,9 @@ UNKNOWN = "unknown"
 IPV6_BITS = 64
 """One user of IPv6 commonly has all addresses that begin with the same so many bits."""
 
+LONGEST = 255
+"""Characters that count of what is no address: where a proxy hands on what a client says, that is of any length."""
+
 
 def address_of(connection: HTTPConnection) -> str:
     """Return what the connections of one user at least have in common."""
@@ -24,7 +27,7 @@ def address_of(connection: HTTPConnection) -> str:
 
 def address_at(client: tuple[str, int] | None) -> str:
     """Return the same of a client as the ASGI server gives it; None: it has no address."""
-    return _shared_by_user(client[0]) if client and client[0] else UNKNOWN
+    return _shared_by_user(client[0][:LONGEST]) if client and client[0] else UNKNOWN
 
 
 @lru_cache(maxsize=4_096)

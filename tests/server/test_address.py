@@ -23,6 +23,7 @@ def connection(client: Any, *headers: tuple[bytes, bytes]) -> HTTPConnection:
         ("2001:db8:1:2::", "2001:db8:1:2::/64"),
         ("2001:db8:1:3::", "2001:db8:1:3::/64"),
         ("testclient", "testclient"),
+        ("x" * 60_000, "x" * 255),
     ],
 )
 def test_an_address_is_what_the_connections_of_one_user_have_in_common(host: str, address: str) -> None:
