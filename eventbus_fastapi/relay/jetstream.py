@@ -35,6 +35,7 @@ from eventbus_fastapi.relay.parcel import EPOCH, REACHED, RELAY, Parcel, written
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
 MESSAGE_ID, EXPECTED_SEQUENCE, EXPECTED_STREAM = "Nats-Msg-Id", "Nats-Expected-Last-Sequence", "Nats-Expected-Stream"
 TOO_LARGE = (10054, 10097)
@@ -82,6 +83,7 @@ class JetStream:
         self._is_found = False  # the stream that has a name
         self._client: Client | None = None
         self._inbox = ""
+        self._acks: Subscription | None = None
         self._unwritten: _Unwritten | None = None
         self._wave: _Wave | None = None
         self._position: Position | None = None
@@ -140,7 +142,7 @@ class JetStream:
         self._unwritten = _Unwritten.of(client)
         self._unwritten.inboxes.add(self._inbox)
         try:
-            await client.subscribe(f"{self._inbox}.*", cb=self._hear)
+            self._acks = await client.subscribe(f"{self._inbox}.*", cb=self._hear)
         except FAILURES as exc:
             raise BrokerUnavailable(f"NATS cannot be reached: {shown(exc)}") from exc
         return client
@@ -300,6 +302,10 @@ class JetStream:
 
     async def close(self) -> None:
         self._forget_client()
+        acks, self._acks = self._acks, None
+        if acks is not None:  # the client may go on without us
+            with suppress(*FAILURES):
+                await acks.unsubscribe()
         await self._source.close()
 
     def _forget_client(self) -> None:

@@ -326,15 +326,21 @@ async def begin_to_send(bus: EventBus, at: Nats, destination: jetstream.JetStrea
     return sending
 
 
-async def test_a_broker_that_is_handed_in_stays_connected(bus: EventBus, at: Nats) -> None:
+async def test_a_broker_that_is_handed_in_stays_connected_and_has_nothing_left_of_the_relay(
+    bus: EventBus, at: Nats
+) -> None:
     broker = NatsBroker(at.url, logger=None)
+    client = await broker.connect()
+    await client.jetstream().account_info()  # for whose answer it subscribes once
+    subscriptions = {*client._subs}
     await publish(bus, at, 3)
     relay = bus.relay(broker, f"{at.name}.#", name="relay", start="earliest", stream=at.name, create_stream=True)
     await relay.start()
     await drained(bus)
     await relay.join(5)
     assert await at.seqs() == [1, 2, 3]
-    assert (await broker.connect()).is_connected
+    assert client.is_connected
+    assert {*client._subs} == subscriptions
     await broker.stop()
 
 
