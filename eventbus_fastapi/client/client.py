@@ -187,8 +187,8 @@ class EventBusClient:
 
         Events of one client enter the log in the order of the calls, also over reconnects. One that is not answered yet
         when the connection is lost is sent again with the same message_id, so it is stored once. One that the server
-        refuses for the moment (`store.unavailable`) holds back those behind it and is sent again, at most
-        `max_retries` times; those that were on their way already may overtake it.
+        refuses for the moment (`publish.too_fast`, `store.unavailable`) holds back those behind it and is sent again,
+        at most `max_retries` times; after `store.unavailable` those that were on their way may have overtaken it.
 
         Cancelling the call takes the event back if it was not sent yet.
 
@@ -575,7 +575,9 @@ class EventBusClient:
         finally:
             self._answers.pop(request_id, None)
             self._session.forget(request_id)
-            if answer.done() and not answer.cancelled():
+            if answer.cancelled():
+                self._wake()  # those that waited for its answer, too, may go on
+            elif answer.done():
                 answer.exception()  # seen, even if this task was cancelled before it could raise it
 
     def _wake(self) -> None:

@@ -121,7 +121,7 @@ class ClientSession:
         """
         self._requests.require_room(len(drafts))
         request_id = self._next_id()
-        frame = client_frame(Publish(drafts, request_id, is_batch, is_live))
+        frame = client_frame(Publish(drafts, request_id, is_batch, is_live, wave=0))
         self._requests.publish(request_id, frame, len(drafts), is_live=is_live)
         return request_id
 
@@ -248,8 +248,8 @@ class ClientSession:
     def due(self) -> float | None:
         """Return the time at which `next_frame` may have something new to send; None: when something happens."""
         times = list(self._due.values())
-        if self._requests.held_until is not None:
-            times.append(self._requests.held_until)
+        if (resumes_at := self._requests.resumes_at) is not None:
+            times.append(resumes_at)
         return min(times, default=None)
 
     def ping(self) -> str:

@@ -51,6 +51,9 @@ class Publish(NamedTuple):
     is_batch: bool = False
     is_live: bool = False
     """True: not stored (`durable` is false)."""
+    wave: int | None = None
+    """Another one than that of a publish before which was refused for the moment: this one was sent by a client that
+    knew of it. None: the client does not say."""
 
 
 class Subscribe(NamedTuple):
@@ -179,9 +182,15 @@ def client_frame(command: Command) -> str:
 def _publish_frame(command: Publish) -> str:
     events = ",".join(draft_object(draft, durable=not command.is_live) for draft in command.drafts)
     frame_id = "" if command.id is None else f',"id":{command.id}'
+    wave = "" if command.wave is None else f',"wave":{command.wave}'
     if command.is_batch:
-        return f'{{"type":"publish_batch"{frame_id},"messages":[{events}]}}'
-    return f'{{"type":"publish"{frame_id},"data":{events}}}'
+        return f'{{"type":"publish_batch"{frame_id}{wave},"messages":[{events}]}}'
+    return f'{{"type":"publish"{frame_id}{wave},"data":{events}}}'
+
+
+def in_wave(frame: str, wave: int) -> str:
+    """Return the frame of a publish of wave 0 as one of another wave, which is one digit as well."""
+    return frame.replace('"wave":0', f'"wave":{wave}', 1) if wave else frame  # it stands before what a program chose
 
 
 def _members(command: Command) -> dict[str, Any]:

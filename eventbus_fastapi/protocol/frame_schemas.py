@@ -49,12 +49,8 @@ SUB: Schema = {
         {"type": "string", "minLength": 1, "maxLength": MAX_SUB},
     ],
 }
-FRAME_ID: Schema = {
-    "type": "integer",
-    "minimum": fields.MIN_INTEGER,
-    "maximum": fields.MAX_INTEGER,
-    "description": "Chosen by the client; the answer has it, too.",
-}
+INTEGER: Schema = {"type": "integer", "minimum": fields.MIN_INTEGER, "maximum": fields.MAX_INTEGER}
+FRAME_ID: Schema = {**INTEGER, "description": "Chosen by the client; the answer has it, too."}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 ATTEMPT: Schema = {"type": "integer", "minimum": 1, "maximum": fields.MAX_ID, "description": "Counted from 1."}
 
@@ -86,6 +82,7 @@ def _client_frame(kind: str, schema: Schema) -> Schema:
 
 def _of_clients(limits: Settings) -> dict[str, Schema]:
     ttl = with_words(or_null(SECONDS), "Applies where an event has none; 0: never expires.")
+    wave = with_words(or_null(INTEGER), "Another one than that of a refused publish: sent by a client that knew of it.")
     events = {"type": "array", "items": PUBLISHED_EVENT, "maxItems": limits.max_batch, "anyOf": ALL_STORED_OR_NONE}
     chosen = {
         "sub": or_null(SUB),
@@ -102,12 +99,12 @@ def _of_clients(limits: Settings) -> dict[str, Schema]:
         "publish": {
             "description": "Publish one event.",
             "required": ["data"],
-            "properties": {"data": PUBLISHED_EVENT, "ttl": ttl},
+            "properties": {"data": PUBLISHED_EVENT, "ttl": ttl, "wave": wave},
         },
         "publish_batch": {
             "description": "Publish events all or none, in order.",
             "required": ["messages"],
-            "properties": {"messages": events, "ttl": ttl},
+            "properties": {"messages": events, "ttl": ttl, "wave": wave},
         },
         "subscribe": _subscribe(limits),
         "unsubscribe": {

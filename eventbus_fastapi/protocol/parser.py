@@ -103,7 +103,7 @@ def _parse_object(frame: object, limits: Settings) -> Command | Refused:
 def _parse_publish(frame: fields.Object, frame_id: int | None, limits: Settings) -> Publish:
     event = fields.required("data", fields.mapping(frame, "data"))
     draft = parse_draft(event, limits, fields.seconds(frame, "ttl"))
-    return Publish((draft,), frame_id, is_live=_is_live(event))
+    return Publish((draft,), frame_id, is_live=_is_live(event), wave=fields.any_integer(frame, "wave"))
 
 
 def _parse_publish_batch(frame: fields.Object, frame_id: int | None, limits: Settings) -> Publish:
@@ -115,7 +115,8 @@ def _parse_publish_batch(frame: fields.Object, frame_id: int | None, limits: Set
     live = {_is_live(event) for event in events}
     if len(live) > 1:
         raise BadFrame("field 'durable': expected the same value in all events of a batch, got both")
-    return Publish(drafts, frame_id, is_batch=True, is_live=live == {True})
+    wave = fields.any_integer(frame, "wave")
+    return Publish(drafts, frame_id, is_batch=True, is_live=live == {True}, wave=wave)
 
 
 def _parse_batched(event: object, place: int, limits: Settings, ttl: float | None) -> Draft:

@@ -4,7 +4,9 @@
                ▲          │ the connection is lost, or the server refuses it for the moment
                └──────────┘
 
-They go out in the order in which they were taken, acks before publishes that wait. Acks of a group's events that wait
+They go out in the order in which they were taken, acks before publishes that wait. After a refusal for the moment none
+goes out before the publishes in flight are answered, as they may have to be sent again, too. What goes out then is the
+next *wave*, by which the server knows it from what was on its way. Acks of a group's events that wait
 together are one frame, and one answer is for all of them. How many events may be published and not answered is bounded,
 by number and by bytes. When to try again is said by whoever owns this; it knows no clock.
 """
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 from eventbus_fastapi.errors import ConnectionLost, EventBusError, FrameTooLarge, LeaseLost, PublishBufferFull
 from eventbus_fastapi.events import Receipt
-from eventbus_fastapi.protocol.commands import MAX_ACKS, Acknowledge, client_frame
+from eventbus_fastapi.protocol.commands import MAX_ACKS, Acknowledge, client_frame, in_wave
 from eventbus_fastapi.protocol.membership import Held
 
 ACK_BYTES = 120
@@ -63,8 +65,12 @@ class Requests:
         self._max_pending_bytes = max_pending_bytes
         self.settled: list[Settled] = []
         """Those that have come to an end; whoever carries them out empties it."""
-        self.held_until: float | None = None
+        self._held_until: float | None = None
         """When those that wait go on; None: at once."""
+        self._flying = 0
+        """Publishes that are in flight."""
+        self._wave = 0
+        """0 or 1: changes whenever those that wait go on after a refusal."""
         self._requests: dict[int, Request] = {}
         self._pending_events = 0
         self._pending_bytes = 0
@@ -77,6 +83,11 @@ class Requests:
     def has_frame(self) -> bool:
         """Say whether there is one to send now."""
         return bool(self._first or self._queue)
+
+    @property
+    def resumes_at(self) -> float | None:
+        """When those that wait go on; None: at once, or when an answer has come."""
+        return None if self._flying else self._held_until
 
     def answered(self, frame_id: int) -> list[Request]:
         """Return the requests that an answer is for, without those that were dropped meanwhile."""
@@ -109,7 +120,7 @@ class Requests:
         request = self._requests[request_id] = Request(request_id, frame, size, events, is_live)
         self._pending_events += events
         self._pending_bytes += size
-        if self.held_until is None:
+        if self._held_until is None:
             self._queue.append(request)
 
     def ask_first(self, request_id: int, frame: str, held: Held | None) -> None:
@@ -122,7 +133,7 @@ class Requests:
 
     def _ask(self, request: Request) -> None:
         self._requests[request.id] = request
-        if self.held_until is None:
+        if self._held_until is None:
             self._first.append(request)
 
     def next_frames(self, room: int, limit: int, *, is_first: bool) -> list[str]:
@@ -142,11 +153,26 @@ class Requests:
                 if request.size > limit:
                     self.settle(request, error=FrameTooLarge(request.size, limit))
                     continue
-                request.is_in_flight = True
-                frame = self._join(request, room) if request.frame is None else request.frame
+                frame = self._depart(request, room)
                 frames.append(frame)
                 room -= len(frame) + 1 if request.frame is None else request.size + 1
         return frames
+
+    def _depart(self, request: Request, room: int) -> str:
+        """Note that a request is in flight now. Return its frame."""
+        request.is_in_flight = True
+        if request.frame is None:
+            return self._join(request, room)
+        if not request.events:
+            return request.frame
+        self._flying += 1
+        return in_wave(request.frame, self._wave)
+
+    def _land(self, request: Request) -> None:
+        """Note that a request is not in flight."""
+        if request.is_in_flight and request.events:
+            self._flying -= 1
+        request.is_in_flight = False
 
     def _join(self, first: Request, room: int) -> str:
         """Write the frame of an ack and of those behind it that can share it."""
@@ -177,26 +203,28 @@ class Requests:
     def remove(self, request_id: int) -> None:
         """Drop a request. If it was not sent yet it never will be."""
         request = self._requests.pop(request_id, None)
-        if request is not None and request.events:
+        if request is not None:
+            self._land(request)
             self._pending_events -= request.events
-            self._pending_bytes -= request.size
+            self._pending_bytes -= request.size if request.events else 0
 
     def hold(self, request: Request, until: float) -> None:
         """Send a request again, at a time. All that is not on its way yet waits as well, so that the order stays."""
-        request.is_in_flight = False
+        self._land(request)
         self._first.clear()
         self._queue.clear()
-        self.held_until = max(self.held_until or 0.0, until)
+        self._held_until = max(self._held_until or 0.0, until)
 
     def resume(self, now: float) -> None:
         """Go on, if it is time."""
-        if self.held_until is not None and self.held_until <= now:
-            self.held_until = None
+        if self.resumes_at is not None and self.resumes_at <= now:
+            self._held_until = None
+            self._wave = 1 - self._wave
             self._enqueue()
 
     def disconnected(self) -> None:
         """Line up again what was not answered, but for what must not be sent twice: that is settled."""
-        self.held_until = None
+        self._held_until = None
         for request in list(self._requests.values()):
             if request.is_in_flight and request.is_live:
                 # A log would know the message_id; without storage a second time would be a second event.
@@ -204,7 +232,7 @@ class Requests:
                 self.settle(request, error=lost)
             elif request.held is not None:
                 self.settle(request, error=LeaseLost([request.held.message.seq]))
-            request.is_in_flight = False
+            self._land(request)
         self._joined.clear()
         self._enqueue()
 

@@ -4,7 +4,9 @@ A bucket per principal holds up to `publish_burst` events and fills with `publis
 there is anything in it, and may leave it in debt: so a batch of any size is published sometime, and the average holds.
 
 A WebSocket client that is refused is told how long to wait. What it had sent before it could know is refused as well,
-so that the order stays, and is not held against it; sending on and on is (`Pace`).
+so that the order stays, and is not held against it; sending on and on is (`Pace`). A client that says of each publish
+which wave it belongs to lets us know what it had sent before, however long that was on its way. Of others it is known
+by the time only.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ SHORTEST_WAIT = 1.0
 """Seconds that a WebSocket client is told to wait at least: what is under way has arrived after half of it."""
 DRAG = 0.02
 """Seconds that a client which ignores its wait is not read on after each publish: refusing costs something, too."""
+LONGEST_ON_ITS_WAY = 60.0
+"""Seconds after a refusal in which a publish of the same wave may come and is not held against the client."""
 MAX_IGNORED = 5
 """Waits in a row that a client may ignore before its connection ends."""
 SWEEP_AT = 1_000
@@ -79,7 +83,7 @@ class PublishRate:
 class Pace:
     """How one WebSocket client keeps to the rate."""
 
-    __slots__ = ("_clock", "_half", "_ignored", "_is_ignored", "_rate", "_until", "drag")
+    __slots__ = ("_clock", "_half", "_ignored", "_is_ignored", "_late", "_rate", "_until", "_wave", "drag")
 
     def __init__(self, rate: PublishRate, clock: Callable[[], float]) -> None:
         self._rate = rate
@@ -88,6 +92,10 @@ class Pace:
         self._half = 0.0
         self._is_ignored = False
         self._ignored = 0
+        self._wave: int | None = None
+        """That of the last publish, if it was refused; None: it was not, or the client does not say."""
+        self._late = 0.0
+        """When the last of that wave should have come."""
         self.drag = 0.0
         """Seconds that the client is not to be read on after its last publish."""
 
@@ -96,14 +104,29 @@ class Pace:
         """True once the client has ignored too many waits in a row."""
         return self._ignored >= MAX_IGNORED
 
-    def take(self, principal: str, events: int) -> None:
+    def take(self, principal: str, events: int, wave: int | None = None) -> None:
         """Take events out of the principal's bucket, unless the client has to wait.
 
+        Args:
+            wave: see `Publish`.
+
         Raises:
-            PublishTooFast: it has.
+            PublishTooFast: it has, or it had when it sent this one.
         """
         now = self._clock()
         self.drag = 0.0
+        if wave is not None and wave == self._wave and now < self._late:
+            raise PublishTooFast(self._rate.rate, max(self._until - now, 0.0))
+        try:
+            self._take(principal, events, now)
+        except PublishTooFast:
+            if wave != self._wave:
+                self._wave, self._late = wave, now + LONGEST_ON_ITS_WAY
+            raise
+        if wave != self._wave:
+            self._wave = None
+
+    def _take(self, principal: str, events: int, now: float) -> None:
         if now < self._until:
             self._note_ignored(now)
             self.drag = DRAG if self._ignored else 0.0

@@ -151,7 +151,7 @@ class Session:
     def _publish(self, command: Publish, size: int) -> None:
         for draft in command.drafts:
             self._life.principal.require_publish(draft.topic)
-        self._keep_pace(len(command.drafts))
+        self._keep_pace(command)
         render = None
         if command.id is not None and self._subprotocol != cloudevents.SUBPROTOCOL:
             answer = frames.batch_published if command.is_batch else _published
@@ -163,9 +163,9 @@ class Session:
         if render is not None:
             self._replies.say(render(receipts))
 
-    def _keep_pace(self, events: int) -> None:
+    def _keep_pace(self, command: Publish) -> None:
         try:
-            self.pace.take(self._counted_as, events)
+            self.pace.take(self._counted_as, len(command.drafts), command.wave)
         except PublishTooFast as exc:
             if self.pace.is_hopeless:
                 self._life.end(Ending(4429, exc, reconnect=False, after=0))

@@ -141,6 +141,25 @@ async def test_what_the_server_refuses_for_the_moment_is_sent_again_and_the_orde
     assert payloads == [1, 2]
 
 
+async def test_after_a_refusal_nothing_goes_out_before_all_that_is_on_its_way_is_answered(
+    page: Page, server: ScriptedServer
+) -> None:
+    too_fast = error("publish.too_fast", retry=True, retry_after=0.001)
+    await load_against(page, server, reconnect_interval=0.001)
+    await page.evaluate("bus.publish('a.b', 1), bus.publish('a.b', 2); 0")
+    peer = await server.welcome()
+    first, second = await peer.expect("publish"), await peer.expect("publish")
+    assert (first["wave"], second["wave"]) == (0, 0)
+    await peer.refuse(first, too_fast)
+    await eventually(lambda: page.evaluate("'hold' in bus._timers"))
+    await page.evaluate("bus.publish('a.b', 3); 0")
+    await page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")  # the wait is long over
+    await peer.refuse(second, too_fast)
+    again = [await peer.expect("publish") for _ in range(3)]
+    assert again[:2] == [{**first, "wave": 1}, {**second, "wave": 1}]
+    assert (again[2]["data"]["payload"], again[2]["wave"]) == (3, 1)
+
+
 async def test_beyond_the_limit_nothing_more_is_buffered(page: Page, server: ScriptedServer) -> None:
     await load_against(page, server, max_pending=2, url="ws://127.0.0.1:9/ws")
     found = await page.evaluate(

@@ -173,11 +173,54 @@ async def test_a_refusal_for_the_moment_is_tried_again_in_order(server: Scripted
     await eventually(lambda: client._session.due() is not None)
     publishes += publishing(client, 3)
     again = [await peer.expect("publish") for _ in range(3)]
-    assert again[:2] == [first, second]
-    assert again[2]["data"]["payload"] == 3
+    assert again[:2] == [{**first, "wave": 1}, {**second, "wave": 1}]
+    assert (again[2]["data"]["payload"], again[2]["wave"]) == (3, 1)
     for seq, frame in enumerate(again, start=1):
         await peer.published(frame, seq)
     assert [receipt.seq for receipt in await asyncio.gather(*publishes)] == [1, 2, 3]
+
+
+async def test_after_a_refusal_nothing_goes_out_before_all_that_is_on_its_way_is_answered(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    """What has no answer yet may be refused as well: then it goes again, before those that were published later."""
+    too_fast = error("publish.too_fast", retry=True, retry_after=0.001)
+    publishes = publishing(client, 1, 2, 3)
+    peer = await server.welcome()
+    first, second, third = [await peer.expect("publish") for _ in range(3)]
+    await peer.refuse(first, too_fast)
+    await eventually(lambda: client._session._requests._held_until is not None)
+    publishes += publishing(client, 4)
+    publishes[1].cancel()
+    await asyncio.gather(publishes[1], return_exceptions=True)
+    assert client._session.due() is None  # however much time goes by
+    await peer.refuse(third, too_fast)
+
+    again = [await peer.expect("publish") for _ in range(3)]
+
+    assert [(frame["data"]["payload"], frame["wave"]) for frame in again] == [(1, 1), (3, 1), (4, 1)]
+    await peer.refuse(second, too_fast)  # of no interest any more
+    for seq, frame in enumerate(again, start=1):
+        await peer.published(frame, seq)
+    del publishes[1]
+    assert [receipt.seq for receipt in await asyncio.gather(*publishes)] == [1, 2, 3]
+
+
+async def test_a_cancelled_publish_whose_answer_was_waited_for_does_not_hold_up_the_others(
+    server: ScriptedServer, client: EventBusClient
+) -> None:
+    refused, cancelled = publishing(client, 1, 2)
+    peer = await server.welcome()
+    first, _ = await peer.expect("publish"), await peer.expect("publish")
+    await peer.refuse(first, error("publish.too_fast", retry=True, retry_after=0.001))
+    await eventually(lambda: client._session._requests._held_until is not None)
+
+    cancelled.cancel()
+
+    again = await peer.expect("publish")
+    assert again == {**first, "wave": 1}
+    await peer.published(again, 1)
+    assert (await refused).seq == 1
 
 
 async def test_refusals_for_the_moment_end_with_max_retries(server: ScriptedServer) -> None:

@@ -12,7 +12,15 @@ import pytest
 
 from eventbus_fastapi.client import ClientConfig, EventBusClient
 from eventbus_fastapi.errors import PublishTooFast
-from eventbus_fastapi.server.publish_rate import MAX_IGNORED, SWEEP_AT, Pace, PublishRate
+from eventbus_fastapi.server import publish_rate
+from eventbus_fastapi.server.publish_rate import (
+    LONGEST_ON_ITS_WAY,
+    MAX_IGNORED,
+    SHORTEST_WAIT,
+    SWEEP_AT,
+    Pace,
+    PublishRate,
+)
 from eventbus_fastapi.settings import Settings
 from tests.server.sockets import ServedBus, serving_bus
 
@@ -36,9 +44,9 @@ def rate(clock: Clock) -> PublishRate:
     return PublishRate(Settings(publish_rate=10, publish_burst=3), clock)
 
 
-def refusal(rate: PublishRate | Pace, principal: str = "a", events: int = 1) -> PublishTooFast:
+def refusal(rate: PublishRate | Pace, wave: int | None = None) -> PublishTooFast:
     with pytest.raises(PublishTooFast) as refused:
-        rate.take(principal, events)
+        rate.take("a", 1) if isinstance(rate, PublishRate) else rate.take("a", 1, wave)
     return refused.value
 
 
@@ -112,6 +120,40 @@ def test_nothing_is_taken_before_the_wait_is_over(pace: Pace, clock: Clock) -> N
     pace.take("a", 1)
 
 
+def test_however_long_a_publish_was_on_its_way_it_does_not_overtake_a_refused_one(pace: Pace, clock: Clock) -> None:
+    """A client that says the wave is not known by the time: a busy server may read late what came in time."""
+    pace.take("a", 3, wave=0)
+    refusal(pace, wave=0)
+    for _ in range(50):
+        clock.now += 1.1
+        refusal(pace, wave=0)
+        assert (pace.is_hopeless, pace.drag) == (False, 0.0)
+    pace.take("a", 1, wave=1)
+    pace.take("a", 1, wave=1)
+    pace.take("a", 1, wave=0)  # it was refused for something else, and has come again
+
+
+def test_a_new_wave_before_the_wait_is_over_is_refused_as_a_whole(pace: Pace, clock: Clock) -> None:
+    pace.take("a", 3, wave=0)
+    refusal(pace, wave=0)
+    clock.now += 0.999
+    refusal(pace, wave=1)
+    clock.now += 0.1
+    refusal(pace, wave=1)
+    pace.take("a", 1, wave=0)
+
+
+def test_a_client_that_never_begins_another_wave_is_hopeless_as_well(pace: Pace, clock: Clock) -> None:
+    began = clock.now
+    while not pace.is_hopeless:
+        clock.now += 0.01
+        try:
+            pace.take("a", 1, wave=0)
+        except PublishTooFast:
+            continue
+    assert clock.now - began < LONGEST_ON_ITS_WAY + 2 * MAX_IGNORED + 1
+
+
 def test_a_client_that_ignores_waits_in_a_row_is_hopeless(pace: Pace, clock: Clock) -> None:
     seconds = 0.0
     while not pace.is_hopeless:
@@ -176,7 +218,12 @@ async def test_a_client_that_goes_on_is_closed_with_4429(tmp_path: Path) -> None
     assert frames[-1]["error"]["code"] == "publish.too_fast"
 
 
-async def test_our_client_waits_and_publishes_everything_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [SHORTEST_WAIT, 0.001])
+async def test_our_client_waits_and_publishes_everything_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: float
+) -> None:
+    """Also where the wait is over before all that was on its way is read: a busy server reads late."""
+    monkeypatch.setattr(publish_rate, "SHORTEST_WAIT", wait)
     async with serving_bus(tmp_path, publish_rate=2_000, publish_burst=800) as served:
         async with EventBusClient(ClientConfig(url=served.served.ws, proxy=None)) as client:
             await asyncio.gather(*(client.publish("a", number) for number in range(2_000)))

@@ -172,9 +172,9 @@ export class EventBusClient extends EventTarget {
   /** @type {any} */ _bye = undefined; // what this one said before it closes
   _last_id = 0;
   _sent_at = 0;
+  _wave = 0; // 0 or 1, in each publish: another one after a refusal, so that the server knows what was on its way
   _refusals = 0; // for the moment, since the last answer
   _endings = 0; // since the last steady connection
-
   constructor(/** @type {ClientOptions} */ { url = new URL("ws", import.meta.url), ...options } = {}) {
     super();
     this.url = String(url).replace(/^http/, "ws"); // by default beside this file
@@ -182,12 +182,10 @@ export class EventBusClient extends EventTarget {
     this._online = () => this.state === "waiting" && this._later("dial", 0, () => this._dial());
     globalThis.addEventListener?.("online", this._online);
   }
-
   /** Resolve when a connection is open; reject if there will be none. */
   async connect() {
     while (this._wish() !== "open") await new Promise((done) => this.addEventListener("state", done, { once: true }));
   }
-
   /** Publish an event; resolves when the server has stored it. It rejects only if the server refuses it, if too many
    * wait, or if the client is closed. With `durable: false` it reaches those who listen now, and is not stored.
    * @param {string} topic @param {any} payload @param {PublishOptions} [options] @returns {Promise<Receipt>} */
@@ -198,10 +196,9 @@ export class EventBusClient extends EventTarget {
     const is_full = sizes.length >= this._options.max_pending || bytes >= this._options.max_pending_bytes;
     if (is_full) throw fault("client.buffer_full", `${sizes.length} requests (${bytes} bytes) wait for an answer already`);
     const data = { topic, payload: payload ?? null, message_id: uuid(), ...options };
-    const { seq, message_id, duplicate } = await this._ask({ type: "publish", data });
+    const { seq, message_id, duplicate } = await this._ask({ type: "publish", wave: 0, data });
     return { seq, message_id, duplicate };
   }
-
   /** Subscribe to what matches a pattern, or one of several, until the loop over it is left or it is closed. */
   subscribe(/** @type {string | string[]} */ patterns, /** @type {SubscribeOptions} */ options = {}) {
     this._wish();
@@ -209,7 +206,6 @@ export class EventBusClient extends EventTarget {
     this._pump(subscription);
     return subscription;
   }
-
   /** The same with a callback, which is awaited before the next event; by default a gap is a warning. An event of a
    * group is acked after its call, and nacked if that throws.
    * @param {string | string[]} patterns @param {(event: any) => unknown} callback @param {SubscribeOptions} [options] */
@@ -237,7 +233,6 @@ export class EventBusClient extends EventTarget {
       clearInterval(timer);
     }
   }
-
   /** End it: subscriptions at once, requests when they are answered or `close_timeout` is over. */
   async close() {
     for (const request of this._requests.values()) request.close?.();
@@ -332,8 +327,8 @@ export class EventBusClient extends EventTarget {
     const text = JSON.stringify({ ...frame, id: ++this._last_id });
     const _bytes = new TextEncoder().encode(text).length;
     const is_once = frame.type !== "publish" || frame.data.durable === false; // never sent twice
-    const request = { _id: this._last_id, _text: () => text, _bytes, is_once };
-    return new Promise((_resolve, _reject) => this._pump({ ...request, _resolve, _reject }));
+    const [_id, _text] = [this._last_id, () => text.replace('"wave":0', `"wave":${this._wave}`)]; // where it has one
+    return new Promise((_resolve, _reject) => this._pump({ _id, _text, _bytes, is_once, _resolve, _reject }));
   }
   /** Send what waits, in order, and this request behind it. */
   _pump(/** @type {any} */ request = undefined) {
@@ -341,10 +336,15 @@ export class EventBusClient extends EventTarget {
     if (this.state !== "open" || "hold" in this._timers) return;
     const limit = this._welcome.limits?.max_frame ?? Infinity;
     this._reject(fault("frame.too_large", `a frame may have ${limit} bytes`), ({ _bytes }) => _bytes > limit);
-    for (const each of this._requests.values()) {
-      if (!each._is_sent) this._send(each._text());
-      each._is_sent = true;
-    }
+    for (const each of this._requests.values()) if (!each._is_sent) this._send(each._text());
+    for (const each of this._requests.values()) each._is_sent = true;
+  }
+  /** Go on after a refusal, when all that is on its way is answered: it may have to be sent again before the rest. */
+  _go_on() {
+    const is_on_its_way = (/** @type {any} */ { _bytes, _is_sent }) => _bytes && _is_sent;
+    if ([...this._requests.values()].some(is_on_its_way)) return this._later("hold", 0.05, () => this._go_on());
+    this._wave = 1 - this._wave;
+    this._pump();
   }
   _suspend(/** @type {any} */ request) {
     request._is_sent = false;
@@ -394,6 +394,6 @@ export class EventBusClient extends EventTarget {
     if (!request) return answer.id === 0 || console.warn("eventbus: the server reported", error.code, error.message);
     if (!error.retry) return this._reject(error, (each) => each === request);
     this._suspend(request); // and nothing more is sent for now, so that the order stays
-    this._later("hold", error.retry_after + this._jitter(this._refusals++), () => this._pump());
+    this._later("hold", error.retry_after + this._jitter(this._refusals++), () => this._go_on());
   }
 }
