@@ -13,7 +13,7 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, IsolationLevel
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -141,6 +141,28 @@ async def close_engine(engine: AsyncEngine) -> None:
         if not closing.cancelled():
             closing.result()
             return
+
+
+def at_level(engine: AsyncEngine, level: IsolationLevel) -> AsyncEngine:
+    """Return the engine with connections at another isolation level, on the same pool. For drivers that set it without
+    asking the server.
+
+    As an option of the engine SQLAlchemy would set it outside its own handling of errors: psycopg gives way to other
+    tasks now and then, also where it has nothing to wait for, and a connection whose taking was cancelled just there
+    would be lost to the pool until the garbage collector finds it.
+    """
+    levelled = engine.execution_options()
+
+    @event.listens_for(levelled.sync_engine, "engine_connect")
+    def set_level(connection: Connection) -> None:
+        try:
+            connection.execution_options(isolation_level=level)
+        except BaseException:
+            connection.invalidate()  # with half of its level it is good for nothing
+            connection.close()
+            raise
+
+    return levelled
 
 
 def create_session_engine(url: URL, settings: Settings) -> AsyncEngine:

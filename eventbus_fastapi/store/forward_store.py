@@ -25,7 +25,7 @@ from eventbus_fastapi.errors import SettingsError
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.database import AnyRow, Database, chunks
-from eventbus_fastapi.store.engines import BEGIN, MYSQL, close_engine, create_engine, is_memory
+from eventbus_fastapi.store.engines import BEGIN, MYSQL, at_level, close_engine, create_engine, is_memory
 from eventbus_fastapi.store.forward_schema import ForwardTables
 from eventbus_fastapi.store.forward_statements import ForwardStatements
 from eventbus_fastapi.store.mysql import removal
@@ -75,8 +75,8 @@ class OutboxStore(Database):
             self._writing = engine.execution_options(**{BEGIN: "IMMEDIATE"})
             self._reading = engine.execution_options(**{BEGIN: "NONE"})
         elif dialect == "postgresql":
-            self._writing = engine.execution_options(isolation_level="READ COMMITTED")
-            self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._writing = at_level(engine, "READ COMMITTED")
+            self._reading = at_level(engine, "AUTOCOMMIT")
         self._makes_tables = dialect == "sqlite"
         self._sets_isolation = not owns_engine and dialect in MYSQL
         quoted = engine.dialect.identifier_preparer.format_table

@@ -50,6 +50,7 @@ from eventbus_fastapi.events import Draft
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store.base import DRAIN_LIMIT, Moved, Store
 from eventbus_fastapi.store.driver_text import DriverText
+from eventbus_fastapi.store.engines import at_level
 from eventbus_fastapi.store.failures import FAILURES, first_line, is_contention, is_disconnect
 from eventbus_fastapi.store.postgresql_groups import PostgreSQLGroups
 from eventbus_fastapi.store.reader import BATCH_BYTES
@@ -70,8 +71,8 @@ class PostgreSQLStore(Store):
         super().__init__(engine, settings, owns_engine=owns_engine)
         if owns_engine and not settings.poll_only:  # a pooler's sessions are not ours to set
             event.listen(engine.sync_engine, "connect", _read_committed_alone)
-        self._writing = engine.execution_options(isolation_level="READ COMMITTED")
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writing = at_level(engine, "READ COMMITTED")
+        self._reading = at_level(engine, "AUTOCOMMIT")
         self.has_listener = not settings.poll_only
         # A channel is an identifier of at most 63 bytes; prefix and schema together may be longer.
         place = hashlib.sha256(f"{settings.db_schema or ''}.{settings.table_prefix}".encode()).hexdigest()

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -178,6 +179,26 @@ async def test_cancelled_at_any_moment_an_append_is_whole_or_absent_and_the_stor
     messages = (await store.read(0, 1_000)).messages
     assert [message.seq for message in messages] == list(range(1, last_seq + 1))
     assert [message.payload for message in messages] == [1, 2] * (last_seq // 2) + ["last"]
+
+
+@pytest.mark.databases("postgresql")
+async def test_a_connection_whose_taking_is_cancelled_goes_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a busy loop psycopg gives way in every call, also in those that set the level of a connection. One that was
+    cancelled just there was left to the garbage collector.
+    """
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0.0)
+    await store.append(drafts(2))
+    for work in (lambda: store.append(drafts(2)), store.sequence, store.head):
+        for steps in range(25):
+            task = asyncio.create_task(work())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert in_use(store.engine) == 0
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("sqlalchemy.pool")] == []
 
 
 async def test_cancelled_at_any_moment_reading_leaves_no_connection_behind(store: Store) -> None:
