@@ -21,6 +21,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
+from eventbus_fastapi.store.database import Database
 from tests.unavailable import unavailable
 
 KINDS = ("sqlite", "postgresql", "mysql")
@@ -183,6 +184,19 @@ def _postgresql_url() -> Iterator[str]:
         yield url
     finally:
         server.cleanup()
+
+
+@contextlib.contextmanager
+def impatient(store: Database, seconds: float) -> Iterator[None]:
+    """Have a store give up soon what its database does not answer, for as long as that is what a test is about. What
+    comes before and after takes its time on a busy machine.
+    """
+    patient = store.settings
+    store.settings = patient.model_copy(update={"statement_timeout": seconds})
+    try:
+        yield
+    finally:
+        store.settings = patient
 
 
 def in_use(engine: AsyncEngine) -> int:

@@ -26,6 +26,7 @@ from eventbus_fastapi.errors import (
 )
 from eventbus_fastapi.events import Draft, Receipt
 from tests.conftest import OpenBus
+from tests.databases import impatient
 from tests.drafts import draft
 from tests.pipeline.reading import read, read_payloads, read_seqs
 from tests.waiting import eventually
@@ -483,13 +484,14 @@ async def test_those_that_wait_for_a_transaction_leave_room_for_other_unique_eve
 
 @on_servers
 async def test_a_call_waits_its_time_however_many_wait_before_it(open_bus: OpenBus) -> None:
-    bus = await open_bus(statement_timeout=0.4)
+    bus = await open_bus()
     rule = Unique(within=60)
     async with bus.engine.connect() as connection:
         await bus.publish_txn(connection, "a", 1, unique=rule)
-        async with asyncio.timeout(2):
-            waits = (bus.publish("a", 1, unique=rule) for _ in range(20))
-            answers = await asyncio.gather(*waits, return_exceptions=True)
+        with impatient(bus.node.store, 0.4):
+            async with asyncio.timeout(10):  # one after the other they would take forty seconds
+                waits = (bus.publish("a", 1, unique=rule) for _ in range(100))
+                answers = await asyncio.gather(*waits, return_exceptions=True)
     assert {type(answer) for answer in answers} == {StoreUnavailable}
 
 

@@ -273,7 +273,7 @@ async def test_what_commits_first_is_seen_at_once_while_the_other_stays_open(bus
         await bus.publish_txn(slow, "a", "A")
         await bus.publish_txn(fast, "a", "B")
         await fast.commit()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             assert await watched(1) == ["B"]
         await bus.publish("a", "C")
         assert await watched(1) == ["C"]
@@ -385,7 +385,7 @@ async def test_a_commit_of_a_program_without_a_running_bus_is_found_by_polling(
     script = EventBus(settings=Settings(**own_tables))
     async with AsyncSession(script.engine) as session, session.begin():
         await script.publish_txn(session, "a", "from a script")
-    async with asyncio.timeout(2):  # the default interval is 0.2
+    async with asyncio.timeout(10):  # the default interval is 0.2
         assert await watched(1) == ["from a script"]
     await script.stop()
 

@@ -17,7 +17,7 @@ from eventbus_fastapi.errors import SchemaOutdated, StoreError, StoreUnavailable
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import Ack, OutboxWriter, Store, create_engine, create_session_engine
 from eventbus_fastapi.store.engines import BEGIN
-from tests.databases import in_use
+from tests.databases import impatient, in_use
 from tests.drafts import draft, drafts
 from tests.store.conftest import OpenStore
 from tests.store.servers import end_sessions, unreachable
@@ -126,10 +126,10 @@ async def test_a_deadlock_is_run_again_until_both_transactions_are_done(store: S
 
 
 async def test_an_append_that_waits_too_long_for_the_head_is_given_up(open_another: OpenStore) -> None:
-    store = await open_another(statement_timeout=1.0, busy_timeout=0.2)
+    store = await open_another(busy_timeout=0.2)
     event = draft(payload="given up")
     async with head_lock(store):
-        with pytest.raises(StoreUnavailable):
+        with impatient(store, 1.0), pytest.raises(StoreUnavailable):
             await store.append([event])
         assert (await store.head()).last_seq == 0  # reading does not wait
     (receipt,), *_ = await store.append([event])  # it may have been stored after all, and is answered the same

@@ -16,7 +16,7 @@ from eventbus_fastapi.errors import StoreUnavailable
 from eventbus_fastapi.settings import Settings
 from eventbus_fastapi.store import migrations
 from eventbus_fastapi.store.schema import Tables
-from tests.databases import as_psycopg
+from tests.databases import as_psycopg, impatient, in_use
 from tests.pipeline.reading import read_seqs
 from tests.store.proxy import Proxy, proxied
 from tests.waiting import eventually
@@ -36,7 +36,7 @@ async def network(
     tables = {"table_prefix": table_prefix}
     await migrations.run(Settings(database_url=url, **tables), Tables(table_prefix), migrations.upgrade)
     async with proxied(url) as (behind, proxy):
-        yield {"database_url": behind, "statement_timeout": 0.5, "poll_interval": 0.05, **tables}, proxy
+        yield {"database_url": behind, "poll_interval": 0.05, **tables}, proxy
 
 
 async def resumes(publish: Callable[[], Awaitable[Any]]) -> Any:
@@ -77,10 +77,11 @@ async def test_a_server_that_falls_silent_and_answers_again(network: tuple[dict[
         subscription = await bus.subscribe("#")
         await bus.publish("a", 1)
 
-        proxy.freeze()
         events = [bus.draft("a", number) for number in range(3)]
-        async with asyncio.timeout(30):  # psycopg waits ten seconds for the server to cancel a statement
-            answers = await asyncio.gather(*(bus.publish_many([event]) for event in events), return_exceptions=True)
+        with impatient(bus.node.store, 0.5):
+            proxy.freeze()
+            async with asyncio.timeout(30):  # psycopg waits ten seconds for the server to cancel a statement
+                answers = await asyncio.gather(*(bus.publish_many([event]) for event in events), return_exceptions=True)
         assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
 
         proxy.thaw()
@@ -110,13 +111,15 @@ async def test_a_bus_stops_in_time_while_its_database_is_silent(network: tuple[d
     bus = EventBus(settings=Settings(**settings))
     await bus.start()
     await bus.publish("a", 1)
-    proxy.freeze()
-    publishing = asyncio.create_task(bus.publish("a", 2))
-    await asyncio.sleep(0.01)  # it waits for the database now
-    async with asyncio.timeout(15):
-        await bus.stop()
-    with pytest.raises(StoreUnavailable):
-        await publishing
+    await eventually(lambda: in_use(bus.node.store.engine) == 0)  # so nothing waits with more patience
+    with impatient(bus.node.store, 0.5):
+        proxy.freeze()
+        publishing = asyncio.create_task(bus.publish("a", 2))
+        await asyncio.sleep(0.01)  # it waits for the database now
+        async with asyncio.timeout(15):
+            await bus.stop()
+        with pytest.raises(StoreUnavailable):
+            await publishing
 
 
 async def no_problems(bus: EventBus) -> bool:

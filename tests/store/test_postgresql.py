@@ -20,7 +20,7 @@ from eventbus_fastapi.store import create_engine as create_bus_engine
 from eventbus_fastapi.store import postgresql as postgresql_store
 from eventbus_fastapi.store.postgresql import PostgreSQLStore
 from eventbus_fastapi.store.schema import Tables
-from tests.databases import as_psycopg, as_sync
+from tests.databases import as_psycopg, as_sync, impatient, in_use
 from tests.pipeline.reading import CaughtUp, read_payloads, read_seqs, take_until
 from tests.store.proxy import proxied
 from tests.store.servers import administrator, end_sessions
@@ -191,7 +191,7 @@ async def test_what_another_process_without_a_bus_commits_is_found_by_polling(ur
     engine = create_engine(as_sync(url))
     with engine.begin() as connection:
         script.publish_txn_sync(connection, "a", "from a script")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         assert await read_payloads(subscription, 1) == ["from a script"]
     engine.dispose()
     await script.engine.dispose()
@@ -247,10 +247,12 @@ async def test_a_listening_connection_that_fell_silent_is_found_by_a_probe(
 ) -> None:
     monkeypatch.setattr(postgresql_store, "PROBE_INTERVAL", 0.1)
     async with proxied(url) as (behind, proxy):
-        bus = await open_bus(database_url=behind, statement_timeout=0.3, poll_interval=NEVER)
+        bus = await open_bus(database_url=behind, poll_interval=NEVER)
         await eventually(lambda: has_no_problems(bus))
-        proxy.freeze()
-        await eventually(lambda: not bus.node.notifier.is_alive, timeout=30)  # psycopg takes long to give up
+        await eventually(lambda: in_use(bus.node.store.engine) == 0)
+        with impatient(bus.node.store, 0.3):
+            proxy.freeze()
+            await eventually(lambda: not bus.node.notifier.is_alive, timeout=30)  # psycopg takes long to give up
         proxy.thaw()
         await eventually(lambda: bus.node.notifier.is_alive)
         await bus.stop()
@@ -262,11 +264,12 @@ async def test_a_server_that_says_goodbye_and_does_not_hang_up_is_a_pause_not_a_
     """The end of a connection may come later than the server's last word; asyncpg says only that it is confused."""
     monkeypatch.setattr(postgresql_store, "PROBE_INTERVAL", 1.0)
     async with proxied(url) as (behind, proxy):
-        bus = await open_bus(database_url=behind, statement_timeout=0.5, poll_interval=NEVER)
+        bus = await open_bus(database_url=behind, poll_interval=NEVER)
         await eventually(lambda: has_no_problems(bus))
-        proxy.hold_ends()
-        assert end_sessions(url, "query LIKE 'LISTEN%'") == 1
-        await eventually(lambda: not bus.node.notifier.is_alive, timeout=30)  # psycopg takes long to give up
+        with impatient(bus.node.store, 0.5):
+            proxy.hold_ends()
+            assert end_sessions(url, "query LIKE 'LISTEN%'") == 1
+            await eventually(lambda: not bus.node.notifier.is_alive, timeout=30)  # psycopg takes long to give up
         await eventually(lambda: has_no_problems(bus), timeout=30)
         await bus.stop()
     said = [record for record in caplog.records if record.name.startswith("eventbus_fastapi.pipeline")]
