@@ -229,7 +229,12 @@ async def test_a_silent_server_counts_as_lost(page: Page, server: ScriptedServer
 
 async def test_a_server_that_never_welcomes_is_left(page: Page, server: ScriptedServer) -> None:
     await load_against(page, server, open_timeout=0.1)
-    await page.evaluate("window.opened = bus.connect(); 0")
+    await page.evaluate(
+        """bus.addEventListener("state", ({ detail }) => {
+            if (detail.state === "waiting") bus._options.open_timeout = 10;
+        });
+        window.opened = bus.connect(); 0"""
+    )
     await server.accept()
     await server.welcome()
     await page.evaluate("opened")
@@ -319,9 +324,12 @@ async def test_a_token_that_never_comes_is_asked_for_again(page: Page, server: S
 async def test_a_token_that_does_not_come_in_time_for_a_renewal_is_asked_for_again(
     page: Page, server: ScriptedServer
 ) -> None:
-    await load_against(page, server, open_timeout=0.1)
+    await load_against(page, server)
     await page.evaluate(
         """window.asked = 0;
+        bus.addEventListener("state", ({ detail }) => {
+            if (detail.state === "open") bus._options.open_timeout = 0.1;
+        });
         bus._options.token = () => (++asked === 2 ? new Promise(() => {}) : `t${asked}`);
         bus.connect().catch(() => {}); 0"""
     )

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+from dataclasses import replace
 from http import HTTPStatus
 from uuid import UUID
 
@@ -430,6 +431,7 @@ async def test_a_server_that_never_says_welcome_is_left(server: ScriptedServer) 
     async with EventBusClient(server.config(open_timeout=0.1)) as client:
         connecting = asyncio.create_task(client.wait_connected())
         await server.accept()
+        client.config = replace(client.config, open_timeout=10.0)  # for the next one
         await server.welcome()
         await connecting
 
