@@ -71,7 +71,10 @@ class Cluster:
     async def database_cpu(self) -> float:
         """Return the seconds of CPU time that the sessions of now have taken on the database."""
         connection = await asyncpg.connect(dsn(self._url))
-        query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"  # autovacuum has its own pace
+        )
         pids = [row["pid"] for row in await connection.fetch(query)]
         await connection.close()
         total = 0.0

@@ -43,13 +43,20 @@ async def many_sockets(url: str, count: int) -> AsyncIterator[list[ClientConnect
         yield list(await asyncio.gather(*(open_one(stack) for _ in range(count))))
 
 
+WATCHER = "watcher"
+"""Who counts is not counted, nor one that counted before and has not ended yet."""
+
+
 def sessions(database_url: str) -> list[tuple[Any, ...]]:
     """Return the sessions that a database server has for this database, with what they are doing."""
     url = make_url(database_url)
     if kind_of(database_url) == "postgresql":
-        with psycopg.connect(as_sync(database_url).replace("+psycopg", ""), autocommit=True) as connection:
+        dsn = as_sync(database_url).replace("+psycopg", "")
+        with psycopg.connect(dsn, autocommit=True, application_name=WATCHER) as connection:
             return connection.execute(
-                "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database()"
+                " AND backend_type = 'client backend' AND application_name <> %s",
+                [WATCHER],
             ).fetchall()
     with (
         contextlib.closing(

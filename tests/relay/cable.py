@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
@@ -12,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 class Cable:
     """A TCP path to a server. While it is cut, connections that there were are gone, and new ones are refused."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, place: socket.socket) -> None:
         self._parts = urlsplit(url)
-        self._port = 0
-        self._is_cut = False
+        self._port: int = place.getsockname()[1]
+        self._listening: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -23,15 +24,16 @@ class Cable:
     @contextlib.asynccontextmanager
     async def to(cls, url: str) -> AsyncIterator[Self]:
         """Lead to the server of a URL until the block ends."""
-        cable = cls(url)
-        server = await asyncio.start_server(cable._connect, "127.0.0.1", 0)
-        cable._port = server.sockets[0].getsockname()[1]
-        try:
-            yield cable
-        finally:
-            server.close()
-            cable.cut()
-            await asyncio.gather(*cable._tasks, return_exceptions=True)
+        with socket.socket() as place:  # it never listens: it has nobody else take the port
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(("127.0.0.1", 0))
+            cable = cls(url, place)
+            await cable.mend()
+            try:
+                yield cable
+            finally:
+                cable.cut()
+                await asyncio.gather(*cable._tasks, return_exceptions=True)
 
     @property
     def url(self) -> str:
@@ -40,21 +42,24 @@ class Cable:
         return urlunsplit(self._parts._replace(netloc=f"{login}{at}127.0.0.1:{self._port}"))
 
     def cut(self) -> None:
-        self._is_cut = True
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         for writer in self._writers:
             writer.transport.abort()
         for task in self._tasks:
             task.cancel()
 
-    def mend(self) -> None:
-        self._is_cut = False
+    async def mend(self) -> None:
+        self._listening = await asyncio.start_server(self._connect, "127.0.0.1", self._port, reuse_address=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_cut:
-            writer.transport.abort()
-            return
+        self._writers.add(writer)
         there_reader, there_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-        self._writers |= {writer, there_writer}
+        self._writers.add(there_writer)
+        if writer.transport.is_closing():  # it was cut meanwhile
+            there_writer.transport.abort()
+            return
         for source, target in ((reader, there_writer), (there_reader, writer)):
             self._tasks.add(asyncio.create_task(_pass_on(source, target), name="cable"))
 

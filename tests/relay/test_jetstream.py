@@ -291,7 +291,7 @@ async def test_what_waited_to_be_written_is_not_written_in_front_of_what_was_los
         sending = await begin_to_send(bus, at, destination)
         client = await broker.connect()
         cable.cut()
-        cable.mend()
+        await cable.mend()
         await lost.wait()
         await client.publish(at.topic("own"), b"the program's own")
         verdicts = [outcome.verdict for outcome in await sending]
