@@ -328,7 +328,7 @@ async def test_a_sync_handler_times_out_while_its_thread_runs_on_and_stays_taken
         seen.append("the second gets its thread")
 
     with pytest.raises(HandlerTimeout):
-        await executor.run(handler_of(hang, timeout=0.1), message_of())  # time enough for the thread to begin
+        await executor.run(handler_of(hang, timeout=0.5), message_of())  # time enough for the thread to begin
     with pytest.raises(HandlerTimeout):
         await executor.run(handler_of(handle, timeout=0.005), message_of())
     assert seen == []
