@@ -20,10 +20,11 @@ class ForwardTables(TableSet):
 
     history = "forward"
     title = "tables of an outbox"
+    version = "forward_alembic_version"
     command = "eventbus migrate upgrade --outbox URL"
 
     def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
-        super().__init__(prefix, schema, version_table=f"{prefix}forward_alembic_version")
+        super().__init__(prefix, schema)
         self.outbox = Table(
             f"{prefix}forward_outbox",
             self.metadata,

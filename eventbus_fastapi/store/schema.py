@@ -115,11 +115,14 @@ class TableSet:
     command: ClassVar[str]
     """Brings them up to date."""
 
-    def __init__(self, prefix: str, schema: str | None, *, version_table: str) -> None:
+    version: ClassVar[str]
+    """The table that says at which revision they are, without the prefix."""
+
+    def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
         self.prefix = prefix
         self.schema = schema
         self.metadata = MetaData(schema=schema)
-        self.version_table = version_table
+        self.version_table = f"{prefix}{self.version}"
         self._statements: dict[Any, Any] = {}
 
     @classmethod
@@ -129,7 +132,7 @@ class TableSet:
 
         They and their statements take longer to make than a store takes to start, and a program may have many buses.
         """
-        return cls(prefix, schema)  # type: ignore[call-arg]
+        return cls(prefix, schema)
 
     def statements(self, kind: Callable[[Self], S]) -> S:
         """Return the statements of a kind over these tables, the same ones to all who ask."""
@@ -144,10 +147,11 @@ class Tables(TableSet):
 
     history = "."
     title = "tables of the bus"
+    version = "alembic_version"
     command = "eventbus migrate upgrade"
 
     def __init__(self, prefix: str = "bus_", schema: str | None = None) -> None:
-        super().__init__(prefix, schema, version_table=f"{prefix}alembic_version")
+        super().__init__(prefix, schema)
         options = TABLE_OPTIONS
         self.head = Table(
             f"{prefix}head",
