@@ -17,9 +17,9 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from eventbus_fastapi.backoff import FullJitter
 from eventbus_fastapi.errors import EventBusError, GroupNotFound, NotRunning, StoreUnavailable
@@ -301,7 +301,7 @@ class Pool:
             served.note(clock() - began)
 
 
-def _start(coroutine: object, name: str) -> asyncio.Task[None]:
+def _start(coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     """Start a task in a context of its own: nothing of a request that caused the start."""
     loop = asyncio.get_running_loop()
-    return loop.create_task(coroutine, name=name, context=contextvars.Context())  # type: ignore[arg-type]
+    return loop.create_task(coroutine, name=name, context=contextvars.Context())

@@ -88,7 +88,7 @@ class GuardedHTTP(HttpToolsProtocol):
     """Bytes of a head that have come with it still unfinished."""
     _share: Share
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._share = Share(self.loop, _whose(self.client, self.app, transport))
         self._share.spend(CONNECTION)
